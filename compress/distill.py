@@ -1,0 +1,153 @@
+"""Train a student on a teacher's logits (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531)."""
+
+import copy
+import logging
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+
+from compress.training import TrainConfig, TrainReport, train
+from core.data import Data
+from core.errors import require
+from core.history import digest_of, step
+from core.onnx_model import OnnxModel
+from core.predict import Logits, accuracy, check_same_task, logits_of, predict, preprocessing_of
+from core.preprocessing import Preprocessing, normalise
+from core.progress import Progress, no_progress
+from core.result import Result
+from core.torch_model import TorchModel, torch_digest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillConfig(TrainConfig):
+    """How to distil.
+
+    Attributes:
+        temperature: T, which softens both distributions; above 0.
+        kd_ratio: Share of the teacher's loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * T^2 * KL.
+        init_from_teacher: Start the student from the teacher's tensors of the same name and shape, where it has some.
+        provider: Where a teacher given as an .onnx file runs.
+        threads: Threads of such a teacher; 0 takes the cores this process may use.
+    """
+
+    temperature: float = 4.0
+    kd_ratio: float = 0.9
+    init_from_teacher: bool = False
+    provider: str = "cpu"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        super(DistillConfig, self).__post_init__()  # noqa: UP008 - slots=True makes a new class, which breaks super()
+        require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
+        require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
+
+
+def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return T^2 * KL(teacher || student) of softened distributions, averaged over the batch.
+
+    The factor T^2 keeps the size of the gradient when T changes (Hinton et al., section 2).
+
+    Args:
+        student: Logits (N, K).
+        teacher: Logits (N, K).
+        temperature: T.
+
+    Returns:
+        A scalar; 0 with zero gradient when both give the same distribution.
+    """
+    log_student = functional.log_softmax(student / temperature, dim=1)
+    log_teacher = functional.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def distillation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    kd_ratio: float,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return (1 - kd_ratio) * cross-entropy + kd_ratio * T^2 * KL: logits (N, K), (N, K), targets (N,) -> scalar."""
+    task = functional.cross_entropy(student, targets, label_smoothing=label_smoothing)
+    if kd_ratio == 0:
+        return task
+    return (1 - kd_ratio) * task + kd_ratio * kd_loss(student, teacher, temperature)
+
+
+def distill(
+    student: TorchModel,
+    teacher: TorchModel | OnnxModel,
+    data: Data,
+    config: DistillConfig,
+    *,
+    workspace: Path | None = None,
+    progress: Progress = no_progress,
+) -> Result[TorchModel, TrainReport]:
+    """Train a student on the teacher's logits and the labels; keep its best epoch by validation accuracy.
+
+    The teacher sees the same augmented samples as the student, each normalised as that model wants it.
+
+    Args:
+        student: What to train; left untouched.
+        teacher: A torch model or an ONNX file.
+        data: Train and validation splits are read.
+        config: How.
+        workspace: Folder for the resumable state; None keeps none.
+        progress: Told of every step.
+
+    Raises:
+        ToolError: Teacher and student differ in classes or input, the loss is not finite, or a sample cannot be read.
+    """
+    check_same_task(student, teacher)
+    parent = torch_digest(student)
+    taught_by = teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)
+    if config.init_from_teacher and isinstance(teacher, TorchModel):
+        student = _inheriting(student, teacher)
+    teach = _teacher(teacher, preprocessing_of(teacher, data), config)
+
+    def loss(logits: Tensor, samples: Tensor, targets: Tensor) -> Tensor:
+        return distillation_loss(
+            logits,
+            teach(samples),
+            targets,
+            temperature=config.temperature,
+            kd_ratio=config.kd_ratio,
+            label_smoothing=config.label_smoothing,
+        )
+
+    key = digest_of(["distill", asdict(config), parent, taught_by, data.fingerprint])
+    module, report = train(
+        student, data, config, loss, stage="distill", key=key, workspace=workspace, progress=progress
+    )
+    done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=(taught_by,))
+    logits, targets = predict(teacher, data, "validation", provider=config.provider, threads=config.threads)
+    report = report.model_copy(update={"teacher_accuracy": accuracy(logits, targets)})
+    return Result(replace(student, module=module, history=(*student.history, done)), report)
+
+
+def _inheriting(student: TorchModel, teacher: TorchModel) -> TorchModel:
+    """Copy the student with the teacher's tensors of the same name and shape in place of its own."""
+    module = copy.deepcopy(student.module)
+    own = module.state_dict()
+    taken = {
+        name: tensor
+        for name, tensor in teacher.module.state_dict().items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    module.load_state_dict(taken, strict=False)
+    logger.info("%d of the student's %d tensors start from the teacher's", len(taken), len(own))
+    return replace(student, module=module)
+
+
+def _teacher(teacher: TorchModel | OnnxModel, preprocessing: Preprocessing, config: DistillConfig) -> Logits:
+    """Return the function from raw samples (N, C, H, W) to the teacher's logits (N, K)."""
+    device = str(Accelerator().device)
+    run = logits_of(teacher, device=device, provider=config.provider, threads=config.threads)
+    return lambda samples: run(normalise(samples, preprocessing))

@@ -1,0 +1,242 @@
+"""Static int8 quantization of an ONNX file, in the layout that is fast where the file will run."""
+
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from pydantic import BaseModel, SerializeAsAny
+
+from core.data import Data, batches
+from core.errors import ToolError, did_you_mean, require
+from core.history import step
+from core.machine import int8_instructions
+from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
+from core.predict import preprocessing_of
+from core.preprocessing import Preprocessing
+from core.progress import Progress, no_progress
+from core.result import Report, Result
+from core.sessions import open_session, provider_name, run_session
+from core.whole_output import whole_file
+
+MeasureSpeedup = Callable[[OnnxModel, OnnxModel], float]
+"""Speedup of the second file over the first, measured on ONNX Runtime."""
+Verify = Callable[[OnnxModel, OnnxModel], Report]
+"""Compares the second file with the first; raises `GateMissedError` when it is too far off."""
+
+CALIBRATION_BATCH = 32
+# Intermediate outputs ONNX Runtime keeps before it folds them into the ranges; without it memory grows with the data.
+CALIBRATION_MAX_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """How to quantize.
+
+    Attributes:
+        provider: Where the file will run.
+        activation_type: ``uint8`` or ``int8``; None takes what is fast there.
+        weight_type: ``uint8`` or ``int8``; None takes what is fast there.
+        reduce_range: Use 7 of 8 bits for weights, for processors whose int8 multiply saturates; None asks this one.
+        per_channel: One scale per output channel of a weight instead of one per tensor.
+        calibration_method: How a range follows from what was seen: ``minmax``, ``entropy`` or ``percentile``.
+        calibration_samples: Training samples to look at.
+        nodes_to_exclude: Names of graph nodes to leave in float.
+    """
+
+    provider: str = "cpu"
+    activation_type: Literal["uint8", "int8"] | None = None
+    weight_type: Literal["uint8", "int8"] | None = None
+    reduce_range: bool | None = None
+    per_channel: bool = True
+    calibration_method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration_samples: int = 512
+    nodes_to_exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(self.calibration_samples >= 1,
+                f"calibration_samples is {self.calibration_samples}; it must be at least 1")
+
+
+class Layout(BaseModel, frozen=True):
+    """The element types of a quantized file and why they were taken."""
+
+    activation_type: Literal["uint8", "int8"]
+    weight_type: Literal["uint8", "int8"]
+    reduce_range: bool
+    reason: str
+
+
+class QuantizeReport(Report, frozen=True):
+    """What quantization did.
+
+    Attributes:
+        layout: The element types.
+        nodes: Nodes of the graph, by whether their operator now works on quantized tensors.
+        size_bytes: File size before and after.
+        measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
+        verify: How far the outputs moved; None when they were not compared.
+    """
+
+    layout: Layout
+    size_bytes: tuple[int, int]
+    measured_speedup: float | None
+    verify: SerializeAsAny[Report] | None
+
+
+def fast_layout(provider: str) -> Layout:
+    """Choose the layout that is fast on a provider and this processor.
+
+    Raises:
+        ToolError: ONNX Runtime has no fast static int8 there.
+    """
+    name = provider_name(provider)
+    if name == "CUDAExecutionProvider":
+        raise ToolError("ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
+                        "is slower there than float32; quantize for --provider cpu, or give both types explicitly")
+    instructions = int8_instructions()
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return Layout(activation_type="int8", weight_type="int8", reduce_range=False,
+                      reason=f"ARM kernels multiply int8 by int8 ({', '.join(instructions) or 'no dot product'})")
+    if instructions:
+        return Layout(activation_type="uint8", weight_type="int8", reduce_range=False,
+                      reason=f"x86 multiplies uint8 by int8 ({', '.join(instructions)}); int8 by int8 has no kernel")
+    return Layout(activation_type="uint8", weight_type="int8", reduce_range=True,
+                  reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not")
+
+
+def quantize(
+    model: OnnxModel,
+    data: Data,
+    output: Path,
+    config: QuantizeConfig,
+    *,
+    verify: Verify | None = None,
+    measure_speedup: MeasureSpeedup | None = None,
+    progress: Progress = no_progress,
+    force: bool = False,
+) -> Result[OnnxModel, QuantizeReport]:
+    """Quantize to int8 with QuantizeLinear and DequantizeLinear pairs (QDQ), calibrated on training samples.
+
+    Args:
+        model: A float32 file; left untouched.
+        data: Its train split calibrates.
+        output: The file to make; it takes its name only after `verify`.
+        config: How.
+        verify: Compares the result with `model`.
+        measure_speedup: Measures the result against `model`.
+        progress: Told of every calibration batch.
+        force: Replace an existing file.
+
+    Raises:
+        ToolError: The file is quantized already, a node to exclude does not exist, or the data does not fit it.
+        GateMissedError: From `verify`.
+    """
+    if model.is_quantized:
+        raise ToolError(f"{model.path} is quantized already; give the float32 file it was made from")
+    layout = _layout(config)
+    proto = read_proto(model.path)
+    _check_nodes(proto, config.nodes_to_exclude)
+    preprocessing = preprocessing_of(model, data)
+    _check_runs(model, data, preprocessing)
+    with whole_file(output, force=force) as part:
+        with tempfile.TemporaryDirectory() as scratch:
+            prepared = Path(scratch) / "prepared.onnx"
+            quant_pre_process(proto, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+            quantize_static(
+                prepared,
+                part,
+                _Reader(model, data, preprocessing, config.calibration_samples, progress),
+                quant_format=QuantFormat.QDQ,
+                activation_type=_TYPES[layout.activation_type],
+                weight_type=_TYPES[layout.weight_type],
+                reduce_range=layout.reduce_range,
+                per_channel=config.per_channel,
+                nodes_to_exclude=list(config.nodes_to_exclude),
+                calibrate_method=_METHODS[config.calibration_method],
+                extra_options={"CalibMaxIntermediateOutputs": CALIBRATION_MAX_BATCHES},
+            )
+        _write_metadata(part, model, step("quantize", asdict(config) | {"layout": layout.model_dump()},
+                                          parent=model.sha256, data=data.fingerprint))
+        candidate = open_onnx(part)
+        verified = verify(model, candidate) if verify else None
+        speedup = measure_speedup(model, candidate) if measure_speedup else None
+    made = open_onnx(output)
+    report = QuantizeReport(
+        stage="quantize",
+        layout=layout,
+        size_bytes=(model.size_bytes, made.size_bytes),
+        measured_speedup=speedup,
+        verify=verified,
+    )
+    return Result(made, report)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
+    """Feeds calibration batches one at a time."""
+
+    def __init__(
+        self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int, progress: Progress
+    ) -> None:
+        batch_size = model.inputs[0].shape[0]
+        size = batch_size if isinstance(batch_size, int) else CALIBRATION_BATCH
+        self._name = model.inputs[0].name
+        split = data.split("train")
+        self._num_batches = -(-min(num_samples, len(split)) // size)
+        self._batches = enumerate(batches(split, preprocessing, size, limit=num_samples))
+        self._progress = progress
+
+    def get_next(self) -> dict[str, Any] | None:
+        for index, (inputs, _) in self._batches:
+            self._progress("calibrate", index + 1, self._num_batches, "batches")
+            return {self._name: inputs.numpy()}
+        return None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.get_next, None)
+
+
+def _layout(config: QuantizeConfig) -> Layout:
+    if config.activation_type and config.weight_type:
+        reduce_range = bool(config.reduce_range)
+        return Layout(activation_type=config.activation_type, weight_type=config.weight_type,
+                      reduce_range=reduce_range, reason="as asked for")
+    chosen = fast_layout(config.provider)
+    asked = {name: value for name in ("activation_type", "weight_type", "reduce_range")
+             if (value := getattr(config, name)) is not None}
+    return chosen.model_copy(update=asked | ({"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"} if asked else {}))
+
+
+def _check_nodes(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
+    known = [node.name for node in proto.graph.node]
+    for name in names:
+        if name not in known:
+            raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
+
+
+def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
+    """Run one sample first, so that data of the wrong shape fails here with a clear message."""
+    inputs, _ = next(batches(data.split("train"), preprocessing, 1, limit=1))
+    batch_size = model.inputs[0].shape[0]
+    repeats = batch_size if isinstance(batch_size, int) else 1
+    run_session(open_session(model.path), inputs.repeat(repeats, *[1] * (inputs.ndim - 1)).numpy())
+
+
+def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
+    proto = onnx.load(path)
+    explain(proto, history=(*parent.history, done), inputs=parent.inputs, preprocessing=parent.preprocessing,
+            labels=parent.labels)
+    onnx.save(proto, path)
+
+
+_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "entropy": CalibrationMethod.Entropy,
+    "percentile": CalibrationMethod.Percentile,
+}

@@ -1,0 +1,128 @@
+"""Where a training run stands after an epoch, on disk, so that the same command goes on after an interruption.
+
+Held in ``OUTPUT.partial/state.safetensors`` beside the output until that is complete: student, best student,
+optimizer and random state, with the counters in the file's metadata. No pickle is written or read.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from core.checkpoint import read_tensors
+from core.errors import ToolError
+from core.whole_output import whole_file
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """What the loop needs to go on.
+
+    Attributes:
+        next_epoch: Index of the first epoch that is not done.
+        best_accuracy: Highest validation accuracy so far, in percent.
+        best_epoch: The epoch that reached it.
+        best_weights: The student's tensors then.
+        metrics: One entry per finished epoch.
+    """
+
+    next_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_epoch: int = -1
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+def partial_folder(output: Path) -> Path:
+    """Return the folder that holds the state of an unfinished run whose result goes to `output`."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def save_state(
+    folder: Path,
+    key: str,
+    state: TrainingState,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    """Write the state after an epoch, replacing the last one whole."""
+    tensors = _named("student", student.state_dict()) | _named("best", state.best_weights)
+    optimizer_state = optimizer.state_dict()["state"]
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in optimizer_state.items():
+        tensors |= _named(f"optimizer.{index}", {k: v for k, v in values.items() if isinstance(v, Tensor)})
+        scalars[str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+    tensors["generator"] = generator.get_state()
+    tensors["torch_random"] = torch.get_rng_state()
+    described = {
+        "key": key,
+        "next_epoch": state.next_epoch,
+        "best_accuracy": state.best_accuracy,
+        "best_epoch": state.best_epoch,
+        "metrics": state.metrics,
+        "optimizer": scalars,
+    }
+    payload = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+                   metadata={"state": json.dumps(described)})
+    with whole_file(folder / "state.safetensors") as part:
+        part.write_bytes(payload)
+
+
+def load_state(
+    folder: Path, key: str, student: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> TrainingState:
+    """Restore a run's state in place and return it; a fresh state when there is none for this very run."""
+    path = folder / "state.safetensors"
+    if not path.exists():
+        return TrainingState()
+    try:
+        tensors = read_tensors(path)
+    except ToolError:
+        return TrainingState()
+    described = _described(path)
+    if described["key"] != key:
+        return TrainingState()
+    student.load_state_dict(_under("student", tensors))
+    restored = optimizer.state_dict()
+    restored["state"] = {
+        int(index): _under(f"optimizer.{index}", tensors) | scalars
+        for index, scalars in described["optimizer"].items()
+    }
+    optimizer.load_state_dict(restored)
+    generator.set_state(tensors["generator"])
+    torch.set_rng_state(tensors["torch_random"])
+    return TrainingState(
+        next_epoch=described["next_epoch"],
+        best_accuracy=described["best_accuracy"],
+        best_epoch=described["best_epoch"],
+        best_weights=_under("best", tensors),
+        metrics=described["metrics"],
+    )
+
+
+def discard_state(folder: Path) -> None:
+    """Remove the state of a run that is complete."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _described(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        described: dict[str, Any] = json.loads(file.metadata()["state"])
+    return described
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,175 @@
+"""The checkpoint folder: ``model.safetensors`` and ``model.json``; loading rebuilds the source and replays the plan."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from core.errors import ToolError, did_you_mean
+from core.history import Step
+from core.model_source import build_module
+from core.preprocessing import Preprocessing
+from core.pruning_plan import PruningPlan, replay
+from core.references import file_sha256
+from core.torch_model import InputSpec, Source, TorchModel
+from core.whole_output import whole_folder
+
+FORMAT_VERSION = "1.0"
+logger = logging.getLogger(__name__)
+
+
+class CheckpointFile(BaseModel, frozen=True):
+    """The contents of ``model.json``."""
+
+    format_version: str
+    name: str
+    source: Source
+    inputs: tuple[InputSpec, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    plan: PruningPlan | None
+    history: tuple[Step, ...]
+
+
+def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, str] | None = None) -> None:
+    """Write a checkpoint folder whole, replacing what stood there.
+
+    Args:
+        model: What to save.
+        folder: Where.
+        extra_files: File name to text of what belongs beside the model: metrics, the report.
+
+    Raises:
+        ToolError: The file system refuses.
+    """
+    source = model.source
+    if source.file is not None:
+        source = source.model_copy(update={"file": os.path.relpath(source.file, folder.absolute())})
+    described = CheckpointFile(
+        format_version=FORMAT_VERSION,
+        name=model.name,
+        source=source,
+        inputs=model.inputs,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+        plan=model.plan,
+        history=model.history,
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
+    with whole_folder(folder) as part:
+        (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
+        (part / "model.json").write_text(described.model_dump_json(indent=2) + "\n")
+        for name, text in (extra_files or {}).items():
+            (part / name).write_text(text)
+
+
+def load_checkpoint(folder: Path) -> TorchModel:
+    """Rebuild the model of a checkpoint folder.
+
+    Raises:
+        ToolError: A file is missing or damaged, the source is gone, or the weights do not fit.
+    """
+    described = read_checkpoint_file(folder)
+    source = described.source
+    if source.file is not None:
+        source = source.model_copy(update={"file": str(_locate_factory(folder, source))})
+    module = build_module(source)
+    if described.plan is not None:
+        replay(module, described.plan)
+    load_weights(module, folder / "model.safetensors")
+    return TorchModel(
+        name=described.name,
+        module=module.eval(),
+        source=source,
+        inputs=described.inputs,
+        preprocessing=described.preprocessing,
+        labels=described.labels,
+        plan=described.plan,
+        history=described.history,
+    )
+
+
+def read_checkpoint_file(folder: Path) -> CheckpointFile:
+    """Read ``model.json`` without building anything.
+
+    Raises:
+        ToolError: It is missing or damaged.
+    """
+    path = folder / "model.json"
+    if not path.exists():
+        raise ToolError(f"{folder} is not a checkpoint folder: it has no model.json")
+    try:
+        return CheckpointFile.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ToolError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load a safetensors file into a module, which must match it exactly.
+
+    Raises:
+        ToolError: The file is missing, damaged or not safetensors, or names and shapes differ.
+    """
+    tensors = read_tensors(path)
+    expected = module.state_dict()
+    for name in expected:
+        if name not in tensors and not name.endswith("num_batches_tracked"):
+            raise ToolError(f"{path} has no tensor {name!r}, which the model needs.{did_you_mean(name, tensors)}")
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise ToolError(f"{path} holds {name!r}, which the model does not have.{did_you_mean(name, expected)}")
+        if tensor.shape != expected[name].shape:
+            raise ToolError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, "
+                            f"the model's has {tuple(expected[name].shape)}")
+    module.load_state_dict(tensors, strict=False)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        ToolError: It is missing, damaged, or of another format.
+    """
+    if not path.exists():
+        raise ToolError(f"{path} does not exist")
+    if path.suffix != ".safetensors":
+        raise ToolError(f"{path} is not a .safetensors file; convert it with safetensors.torch.save_file "
+                        "(pickled weights can run code when they are read, so they are not)")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ToolError(f"cannot read {path}: {error}; the file is damaged or cut short") from error
+
+
+def _locate_factory(folder: Path, source: Source) -> Path:
+    assert source.file is not None
+    file = (folder.absolute() / source.file).resolve()
+    if not file.exists():
+        raise ToolError(f"{folder} was built by {source.name} in {file}, which does not exist; "
+                        "a checkpoint of a FILE.py:FACTORY needs that file at the same place relative to it")
+    if source.file_sha256 is not None and file_sha256(file) != source.file_sha256:
+        logger.warning("%s has changed since %s was built from it", file, folder)
+    return file
+
+
+def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Clone tensors that share storage (tied weights), which the format does not express."""
+    seen: set[int] = set()
+    separate = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return separate
+
+
+def _first_line(error: ValidationError) -> str:
+    first: Any = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+

@@ -1,0 +1,266 @@
+"""The data carrier: labelled splits of raw samples, checked, and the batches a model reads from them."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.errors import ToolError
+from core.preprocessing import Preprocessing, fit_images, normalise
+
+Batch = tuple[Tensor, Tensor] | ToolError
+
+VALIDATION_RATIO = 0.1
+SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out whatever its --seed
+
+
+class Samples(Protocol):
+    """Raw samples that can be fetched in any order."""
+
+    num_workers: int
+    """Worker processes worth starting to fetch batches; 0 when fetching is a memory copy."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+        """Return the samples at `indices`, fitted to the model: (N, C, H, W) uint8 for images, (N, ...) otherwise."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySamples:
+    """Samples held in memory.
+
+    Attributes:
+        array: uint8 (N, C, H, W) for images, float32 (N, ...) otherwise.
+    """
+
+    array: Tensor
+    num_workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+        """Return the samples at `indices`, fitted to the model."""
+        return fit_images(self.array[torch.as_tensor(indices)], preprocessing)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        samples: N raw samples.
+        targets: int64 (N,), class indices.
+    """
+
+    samples: Samples
+    targets: Tensor
+    indices: Tensor
+
+    @staticmethod
+    def of(samples: Samples, targets: Tensor) -> "Split":
+        """Make the split that holds all of `samples`."""
+        return Split(samples, targets, torch.arange(len(samples)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def take(self, positions: Tensor) -> "Split":
+        """Return the split of the samples at these positions, in this order; nothing is copied."""
+        return Split(self.samples, self.targets, self.indices[positions])
+
+    def labels(self) -> Tensor:
+        """Return the targets of this split's samples: int64 (N,)."""
+        return self.targets[self.indices]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """A data set with its splits; a split that the source does not bring is None.
+
+    Attributes:
+        reference: How the user named it.
+        train: What models are trained on; `validation` is held out of it.
+        validation: What every choice is made on.
+        test: Read once, by bench and the final gate.
+        labels: Class names, in the order of the targets.
+        sample_shape: Shape of a raw sample, (C, H, W) for images; None when images differ in size.
+        is_image: Whether samples are uint8 images.
+        fingerprint: SHA-256 that changes when the data changes.
+    """
+
+    reference: str
+    train: Split | None
+    validation: Split | None
+    test: Split | None
+    labels: tuple[str, ...]
+    sample_shape: tuple[int, ...] | None
+    is_image: bool
+    fingerprint: str
+
+    def split(self, name: str) -> Split:
+        """Return a split by name.
+
+        Raises:
+            ToolError: The data has no such split.
+        """
+        split = {"train": self.train, "validation": self.validation, "test": self.test}[name]
+        if split is None:
+            raise ToolError(f"{self.reference} has no {name} split; this step reads it")
+        return split
+
+
+def hold_out_validation(train: Split) -> tuple[Split, Split]:
+    """Split a seeded tenth off `train` for validation; return what remains and the tenth."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    num_validation = max(1, round(len(train) * VALIDATION_RATIO))
+    return train.take(order[num_validation:].sort().values), train.take(order[:num_validation].sort().values)
+
+
+def array_samples(array: npt.NDArray[np.generic], name: str) -> ArraySamples:
+    """Check an array of samples and bring it to channels-first.
+
+    Args:
+        array: uint8 images (N, H, W) or (N, H, W, C), or floats (N, ...).
+        name: What to call the array in an error.
+
+    Raises:
+        ToolError: Another dtype or rank, no samples, or NaN or infinity among them.
+    """
+    if len(array) == 0:
+        raise ToolError(f"{name} holds no samples")
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        images = torch.from_numpy(np.ascontiguousarray(array))
+        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        if images.shape[1] not in (1, 3):
+            raise ToolError(f"{name} has shape {array.shape}: images are (N, H, W) or (N, H, W, C) with C 1 or 3")
+        return ArraySamples(images.contiguous())
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ToolError(f"{name} is {array.dtype} {array.shape}: images are uint8 (N, H, W[, C]), other samples float")
+    not_finite = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+    if len(not_finite):
+        raise ToolError(
+            f"{name} holds NaN or infinity in {len(not_finite)} samples, the first at index {not_finite[0]}; "
+            "clean or drop them"
+        )
+    return ArraySamples(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+
+
+def check_targets(targets: npt.NDArray[np.generic], num_samples: int, labels: Sequence[str] | None, name: str) -> Tensor:
+    """Check class indices and return them as int64 (N,).
+
+    Raises:
+        ToolError: Not integers, not one per sample, or outside the labels.
+    """
+    if targets.shape != (num_samples,):
+        raise ToolError(f"{name} has shape {targets.shape}, but there are {num_samples} samples: one class index each")
+    if not np.issubdtype(targets.dtype, np.integer):
+        if not (np.issubdtype(targets.dtype, np.floating) and np.isfinite(targets).all() and (targets % 1 == 0).all()):
+            raise ToolError(f"{name} is {targets.dtype}: class indices are whole numbers without NaN")
+    checked = targets.astype(np.int64)
+    highest = len(labels) - 1 if labels is not None else np.inf
+    outside = np.flatnonzero((checked < 0) | (checked > highest))
+    if len(outside):
+        limit = f"0 to {highest}" if labels is not None else "0 and up"
+        raise ToolError(
+            f"{name} holds {len(outside)} labels out of range, the first {checked[outside[0]]} at index {outside[0]}; "
+            f"classes run from {limit}"
+        )
+    return torch.from_numpy(checked)
+
+
+def check_classes(train: Split, labels: Sequence[str], reference: str) -> None:
+    """Raise `ToolError` when a class has no training sample."""
+    counts = torch.bincount(train.targets, minlength=len(labels))
+    empty = [labels[index] for index in torch.nonzero(counts == 0).flatten().tolist()]
+    if empty:
+        raise ToolError(
+            f"{reference} has no training sample of class {', '.join(map(repr, empty))}; "
+            "remove the class or add samples"
+        )
+
+
+def batches(
+    split: Split, preprocessing: Preprocessing, batch_size: int, *, limit: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield model inputs and targets in order: float32 (N, ...), int64 (N,); at most `limit` samples in all."""
+    chosen = split if limit is None else split.take(spread(len(split), limit))
+    for raw, targets in raised(loader(chosen, preprocessing, batch_size)):
+        yield normalise(raw, preprocessing), targets
+
+
+def loader(
+    split: Split,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    drop_last: bool = False,
+) -> "DataLoader[Batch]":
+    """Make the loader of raw, fitted batches, to be read through `raised`; shuffled when a generator is given."""
+    return DataLoader(
+        _Fetched(split, preprocessing),
+        batch_size=batch_size,
+        shuffle=generator is not None,
+        generator=generator,
+        drop_last=drop_last,
+        num_workers=split.samples.num_workers,
+        collate_fn=_as_it_is,
+    )
+
+
+def raised(fetched: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch, raising the error that fetching it met, if any, in this process."""
+    for batch in fetched:
+        if isinstance(batch, ToolError):
+            raise batch
+        yield batch
+
+
+def spread(length: int, count: int) -> Tensor:
+    """Return `count` positions spread evenly over `length`, all of them when `count` is not smaller."""
+    if count >= length:
+        return torch.arange(length)
+    return torch.linspace(0, length - 1, count).round().long()
+
+
+def array_fingerprint(arrays: Sequence[npt.NDArray[np.generic]]) -> str:
+    """Return the SHA-256 over the contents of arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+class _Fetched(Dataset[Batch]):
+    """A split as torch's DataLoader wants it; `__getitems__` fetches a whole batch at once.
+
+    An expected error travels as a value: raised in a worker process, it would arrive wrapped in a traceback.
+    """
+
+    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
+        self._split = split
+        self._preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        indices = self._split.indices[positions]
+        try:
+            return self._split.samples.fetch(indices.tolist(), self._preprocessing), self._split.targets[indices]
+        except ToolError as error:
+            return error
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch

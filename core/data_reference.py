@@ -1,0 +1,236 @@
+"""From a data reference to the data: digits, an image folder, an .npz file, torchvision, or the user's factory."""
+
+import inspect
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset
+
+from core.data import (
+    ArraySamples,
+    Data,
+    Split,
+    array_fingerprint,
+    array_samples,
+    check_classes,
+    check_targets,
+    hold_out_validation,
+)
+from core.errors import ToolError, did_you_mean
+from core.history import digest_of
+from core.image_folder import MODE_CHANNELS, ImageSplit, class_names, files_fingerprint, list_split, survey
+from core.references import (
+    Reference,
+    call_factory,
+    file_sha256,
+    load_factory,
+    missing_path,
+    parse_reference,
+)
+
+PREFIXES = ("torchvision", "hf", "wds")
+Array = npt.NDArray[np.generic]
+
+
+def load_data(text: str) -> Data:
+    """Load the data a reference names.
+
+    Splits that the source does not bring are None, but for validation: a seeded tenth of train is held out for it.
+    A folder with only one of ``val/`` and ``test/`` uses it as the test split, since the test split is what nothing
+    is chosen on.
+
+    Raises:
+        ToolError: The source does not exist, is damaged, or its samples or labels cannot be used.
+    """
+    reference = parse_reference(text, PREFIXES)
+    match reference.kind:
+        case "torchvision":
+            data = _from_torchvision(reference)
+        case "factory":
+            data = _from_factory(reference)
+        case "path" if reference.name == "digits":
+            data = _from_arrays(_digits(), reference, labels=tuple(str(digit) for digit in range(10)))
+        case "path":
+            data = _from_path(reference)
+        case _:
+            raise ToolError(f"{text!r}: {reference.kind}: data is not supported yet; use a folder or an .npz file")
+    return _with_validation(data)
+
+
+def _with_validation(data: Data) -> Data:
+    if data.train is None:
+        return data
+    check_classes(data.train, data.labels, data.reference)
+    if data.validation is not None:
+        return data
+    train, validation = hold_out_validation(data.train)
+    return replace(data, train=train, validation=validation)
+
+
+def _from_path(reference: Reference) -> Data:
+    path = Path(reference.name)
+    if not path.exists():
+        raise missing_path(path)
+    if path.is_dir():
+        return _from_folder(path, reference)
+    if path.suffix == ".npz":
+        return _from_arrays(_read_npz(path), reference)
+    raise ToolError(f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, 'digits', "
+                    "torchvision:NAME or FILE.py:FACTORY")
+
+
+def _read_npz(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+        raise ToolError(f"cannot read {path}: {error}; the file is damaged or holds Python objects") from error
+
+
+def _digits() -> dict[str, Array]:
+    """Handwritten digits, 1,797 grey images 8x8 (scikit-learn); every fifth one is the test split."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    is_test = np.arange(len(images)) % 5 == 4
+    return {
+        "x_train": images[~is_test],
+        "y_train": digits.target[~is_test],
+        "x_test": images[is_test],
+        "y_test": digits.target[is_test],
+    }
+
+
+def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tuple[str, ...] | None = None) -> Data:
+    known = {f"{axis}_{split}" for axis in "xy" for split in ("train", "val", "test")} | {"labels"}
+    for name in arrays:
+        if name not in known:
+            raise ToolError(f"{reference.text} holds an unknown array {name!r}.{did_you_mean(name, known)}")
+    if labels is None and "labels" in arrays:
+        labels = tuple(str(label) for label in arrays["labels"])
+    splits = {split: _array_split(arrays, split, labels, reference.text) for split in ("train", "val", "test")}
+    present = [split for split in splits.values() if split is not None]
+    if not present:
+        raise ToolError(f"{reference.text} holds none of x_train, x_val and x_test")
+    shapes = {tuple(split.samples.array.shape[1:]) for split in present if isinstance(split.samples, ArraySamples)}
+    if len(shapes) > 1:
+        raise ToolError(f"{reference.text}: the splits differ in the shape of a sample: {sorted(shapes)}")
+    labels = labels or tuple(str(index) for index in range(max(int(split.targets.max()) for split in present) + 1))
+    first = present[0].samples
+    return Data(
+        reference=reference.text,
+        train=splits["train"],
+        validation=splits["val"],
+        test=splits["test"],
+        labels=labels,
+        sample_shape=shapes.pop(),
+        is_image=isinstance(first, ArraySamples) and first.array.dtype == torch.uint8,
+        fingerprint=array_fingerprint([arrays[name] for name in sorted(arrays)]),
+    )
+
+
+def _array_split(
+    arrays: Mapping[str, Array], split: str, labels: tuple[str, ...] | None, name: str
+) -> Split | None:
+    if f"x_{split}" not in arrays:
+        return None
+    if f"y_{split}" not in arrays:
+        raise ToolError(f"{name} holds x_{split} without y_{split}")
+    samples = array_samples(arrays[f"x_{split}"], f"{name}: x_{split}")
+    return Split.of(samples, check_targets(arrays[f"y_{split}"], len(samples), labels, f"{name}: y_{split}"))
+
+
+def _from_folder(root: Path, reference: Reference) -> Data:
+    folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if not folders:
+        raise ToolError(f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/")
+    mode = reference.arguments.get("mode")
+    if mode is not None and mode not in MODE_CHANNELS:
+        raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
+    labels = class_names(folders.get("train") or next(iter(folders.values())))
+    listed = {name: list_split(folder, labels, "RGB") for name, folder in folders.items()}
+    paths = [path for split in listed.values() for path in split.files.paths]
+    shared_mode, size = survey(paths, str(mode) if mode is not None else None)
+    splits = {name: _image_split(split, shared_mode) for name, split in listed.items()}
+    if "test" not in splits and "train" in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    asked = reference.arguments.get("image_size")
+    if asked is not None:
+        size = (int(asked), int(asked))
+    return Data(
+        reference=reference.text,
+        train=splits.get("train"),
+        validation=splits.get("val"),
+        test=splits.get("test"),
+        labels=labels,
+        sample_shape=None if size is None else (MODE_CHANNELS[shared_mode], *size),
+        is_image=True,
+        fingerprint=files_fingerprint(root, paths),
+    )
+
+
+def _image_split(listed: ImageSplit, mode: str) -> Split:
+    return Split.of(replace(listed.files, mode=mode), torch.tensor(listed.targets))
+
+
+def _from_torchvision(reference: Reference) -> Data:
+    import torchvision.datasets
+
+    factory = getattr(torchvision.datasets, reference.name, None)
+    if not inspect.isclass(factory):
+        raise ToolError(f"torchvision has no data set {reference.name!r}."
+                        + did_you_mean(reference.name, torchvision.datasets.__all__))
+    arguments: dict[str, Any] = dict(reference.arguments)
+    arguments.setdefault("root", os.environ.get("ONNXPRESS_DATA", Path.home() / ".cache" / "onnxpress"))
+    parameters = inspect.signature(factory).parameters
+    if "download" in parameters:
+        arguments.setdefault("download", True)
+    if "train" in parameters:
+        by_split: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in parameters:
+        by_split = {"train": {"split": "train"}, "test": {"split": "test"}}
+    else:
+        raise ToolError(f"torchvision:{reference.name} has no train and test splits; wrap it in a FILE.py:FACTORY")
+    datasets = {}
+    for split, chosen in by_split.items():
+        try:
+            datasets[split] = call_factory(factory, arguments | chosen, reference.text)
+        except (RuntimeError, OSError) as error:
+            raise ToolError(f"cannot get {reference.text}: {error}") from error
+    return _from_datasets(datasets, reference, labels=getattr(datasets["train"], "classes", None))
+
+
+def _from_factory(reference: Reference) -> Data:
+    assert reference.file is not None
+    made = call_factory(load_factory(reference.file, reference.name), dict(reference.arguments), reference.text)
+    if not isinstance(made, Mapping) or not made:
+        raise ToolError(f"{reference.text} returned {type(made).__name__}; it must return a mapping: either x_train, "
+                        "y_train, x_test, y_test[, x_val, y_val, labels] or train, test[, val, labels] of torch datasets")
+    if any(name.startswith("x_") for name in made):
+        data = _from_arrays({name: np.asarray(value) for name, value in made.items()}, reference)
+    else:
+        datasets = {name: value for name, value in made.items() if name != "labels"}
+        data = _from_datasets(datasets, reference, labels=made.get("labels"))
+    return replace(data, fingerprint=digest_of([file_sha256(reference.file), data.fingerprint]))
+
+
+def _from_datasets(datasets: Mapping[str, Dataset[Any]], reference: Reference, labels: Any) -> Data:
+    """Read map-style torch datasets of (image, class index) into memory."""
+    arrays: dict[str, Array] = {}
+    for split, dataset in datasets.items():
+        pairs = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+        try:
+            arrays[f"x_{split}"] = np.stack([np.asarray(sample) for sample, _ in pairs])
+        except ValueError as error:
+            raise ToolError(f"{reference.text}: the samples of {split} differ in shape ({error}); resize them") from error
+        arrays[f"y_{split}"] = np.array([int(target) for _, target in pairs])
+    return _from_arrays(arrays, reference, labels=tuple(str(label) for label in labels) if labels else None)

@@ -1,0 +1,32 @@
+"""What may go wrong, as the user is told it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class ToolError(Exception):
+    """An expected failure: its message says what, which value, which limit, and what to do."""
+
+    exit_code = 1
+
+
+class InvalidValueError(ToolError, ValueError):
+    """A configuration value lies outside what the stage accepts."""
+
+
+class GateMissedError(ToolError):
+    """The work ran to its end and the result misses a limit that was asked for."""
+
+    exit_code = 3
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest candidate, or an empty string when none is near."""
+    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InvalidValueError` with this message unless the condition holds."""
+    if not condition:
+        raise InvalidValueError(message)

@@ -1,0 +1,133 @@
+"""Image files in class folders: ``train/CLASS/*.jpg``, beside ``val/`` or ``test/`` laid out alike."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from core.errors import ToolError
+from core.machine import available_cores
+from core.preprocessing import Preprocessing, fit_images
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+MODE_CHANNELS = {"L": 1, "RGB": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Images read from disk when they are needed, fitted to the model one by one.
+
+    Attributes:
+        paths: N image files.
+        mode: Pillow mode that every image is converted to: L or RGB.
+        num_workers: Worker processes to decode with.
+    """
+
+    paths: tuple[Path, ...]
+    mode: str
+    num_workers: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+        """Decode and fit the images at `indices`: (N, C, H, W) uint8."""
+        images = [fit_images(decode(self.paths[index], self.mode).unsqueeze(0), preprocessing) for index in indices]
+        return torch.cat(images)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSplit:
+    """The files of one split and the index of each one's class."""
+
+    files: ImageFiles
+    targets: list[int]
+
+
+def decode(path: Path, mode: str) -> Tensor:
+    """Read one image: (C, H, W) uint8.
+
+    Raises:
+        ToolError: The file is not an image or is cut short.
+    """
+    try:
+        with Image.open(path) as image:
+            return pil_to_tensor(image.convert(mode))
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Return the sorted class folder names under a split's folder.
+
+    Raises:
+        ToolError: There is none.
+    """
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    if not names:
+        raise ToolError(f"{folder} holds no class folders; images belong in {folder}/CLASS/")
+    return names
+
+
+def list_split(folder: Path, labels: Sequence[str], mode: str) -> ImageSplit:
+    """List the images of one split, class by class, in the order of their names.
+
+    Raises:
+        ToolError: A class folder is not among the labels, or holds no image.
+    """
+    paths: list[Path] = []
+    targets: list[int] = []
+    for name in class_names(folder):
+        if name not in labels:
+            raise ToolError(f"{folder / name} is a class that train/ does not have")
+        images = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not images:
+            raise ToolError(f"the class folder {folder / name} is empty; remove it or add images")
+        paths += images
+        targets += [labels.index(name)] * len(images)
+    return ImageSplit(ImageFiles(tuple(paths), mode, num_workers=available_cores()), targets)
+
+
+def survey(paths: Sequence[Path], mode: str | None) -> tuple[str, tuple[int, int] | None]:
+    """Look at every image's header; return the Pillow mode to read all of them in, and their size if they share one.
+
+    Args:
+        paths: Image files.
+        mode: The mode the user asked for, or None to take the one they share.
+
+    Returns:
+        The mode, L or RGB, and (height, width), or None where sizes differ.
+
+    Raises:
+        ToolError: A file is not an image, or the modes differ and none was asked for.
+    """
+    first_of_mode: dict[str, Path] = {}
+    sizes: set[tuple[int, int]] = set()
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                first_of_mode.setdefault(image.mode, path)
+                sizes.add((image.height, image.width))
+        except (UnidentifiedImageError, OSError) as error:
+            raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
+    size = sizes.pop() if len(sizes) == 1 else None
+    if mode is not None:
+        return mode, size
+    if len(first_of_mode) > 1 or next(iter(first_of_mode)) not in MODE_CHANNELS:
+        listing = ", ".join(f"{name} ({path})" for name, path in sorted(first_of_mode.items()))
+        raise ToolError(f"the images are of mode {listing}; add ',mode=RGB' or ',mode=L' to the data to convert them")
+    return next(iter(first_of_mode)), size
+
+
+def files_fingerprint(root: Path, paths: Sequence[Path]) -> str:
+    """Return a SHA-256 over names, sizes and modification times: contents would take hours on a large set."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,187 @@
+"""From a model reference to a carrier."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from core.checkpoint import load_checkpoint, load_weights
+from core.data import Data, batches, spread
+from core.errors import ToolError
+from core.model_source import build_module, fresh_source
+from core.onnx_model import OnnxModel, open_onnx
+from core.preprocessing import Preprocessing
+from core.references import Argument, Reference, missing_path, parse_reference
+from core.torch_model import InputSpec, TorchModel, run_once
+
+PREFIXES = ("timm", "torchvision", "hf")
+STATISTICS_SAMPLES = 5000
+
+
+def load_model(
+    text: str, data: Data | None = None, input_shape: tuple[int, ...] | None = None, seed: int = 0
+) -> TorchModel | OnnxModel:
+    """Load the model a reference names.
+
+    A fresh architecture takes its number of classes, input shape and normalisation from itself where it declares
+    them, else from the reference, else from the data.
+
+    Args:
+        text: The reference.
+        data: Where classes, input shape and normalisation of a fresh architecture come from.
+        input_shape: Shape of one input, (C, H, W) for images; overrides what the architecture declares.
+        seed: Seeds the weights of a fresh architecture.
+
+    Raises:
+        ToolError: The model does not exist, is damaged, or cannot be built or run.
+    """
+    reference = parse_reference(text, PREFIXES)
+    if reference.kind == "hf":
+        raise ToolError(f"{text!r}: hf: models are not supported yet; wrap the model in a FILE.py:FACTORY")
+    if reference.kind != "path":
+        return _fresh(reference, data, input_shape, seed)
+    path = Path(reference.name)
+    if path.suffix == ".onnx":
+        return open_onnx(path)
+    if path.is_dir():
+        return load_checkpoint(path)
+    if not path.exists():
+        raise missing_path(path)
+    raise ToolError(f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, FILE.py:FACTORY, "
+                    "a checkpoint folder or an .onnx file")
+
+
+def load_torch_model(
+    text: str, data: Data | None = None, input_shape: tuple[int, ...] | None = None, seed: int = 0
+) -> TorchModel:
+    """Like `load_model`, for stages that change weights.
+
+    Raises:
+        ToolError: Also when the reference is an .onnx file.
+    """
+    model = load_model(text, data, input_shape, seed)
+    if isinstance(model, OnnxModel):
+        raise ToolError(f"{text} is an ONNX file, whose weights cannot be trained or pruned; "
+                        "name the torch model or checkpoint it was exported from")
+    return model
+
+
+def load_onnx_model(text: str) -> OnnxModel:
+    """Like `load_model`, for stages that read or run an .onnx file.
+
+    Raises:
+        ToolError: Also when the reference is a torch model.
+    """
+    reference = parse_reference(text, PREFIXES)
+    path = Path(reference.name)
+    if reference.kind == "path" and not path.exists():
+        raise missing_path(path)
+    if reference.kind != "path" or path.suffix != ".onnx":
+        raise ToolError(f"{text} is not an .onnx file; export it first: onnxpress export {text} -o MODEL.onnx")
+    return open_onnx(path)
+
+
+def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...] | None, seed: int) -> TorchModel:
+    arguments = dict(reference.arguments)
+    weights = arguments.pop("weights", None)
+    pretrained = bool(arguments.pop("pretrained", False))
+    defaults: dict[str, Argument] = {}
+    if data is not None:
+        defaults["num_classes"] = len(data.labels)
+        if data.is_image and data.sample_shape is not None:
+            defaults["in_chans"] = data.sample_shape[0]
+    source = fresh_source(reference.kind, reference.name, arguments, reference.file, defaults)
+    torch.manual_seed(seed)
+    module = build_module(source, pretrained=pretrained)
+    if weights is not None:
+        load_weights(module, Path(str(weights)))
+    shape, preprocessing = _input_of(module, source.arguments, reference, data, input_shape)
+    model = TorchModel(
+        name=reference.text,
+        module=module,
+        source=source,
+        inputs=(InputSpec(name="input", shape=shape),),
+        preprocessing=preprocessing,
+        labels=(),
+    )
+    num_classes = run_once(model).shape[1]
+    if data is not None and num_classes != len(data.labels):
+        raise ToolError(f"{reference.text} has {num_classes} classes, {data.reference} has {len(data.labels)}; "
+                        f"build it with num_classes={len(data.labels)}")
+    labels = data.labels if data is not None else tuple(str(index) for index in range(num_classes))
+    return replace(model, labels=labels)
+
+
+def _input_of(
+    module: nn.Module,
+    arguments: dict[str, Argument],
+    reference: Reference,
+    data: Data | None,
+    input_shape: tuple[int, ...] | None,
+) -> tuple[tuple[int, ...], Preprocessing]:
+    """Find the input shape and preprocessing of a fresh architecture."""
+    declared = _declared(module, reference)
+    data_shape = data.sample_shape if data is not None else None
+    shape = input_shape or (declared and tuple(declared["input_size"])) or data_shape
+    if shape is None:
+        if data is not None:
+            raise ToolError(f"the images of {data.reference} differ in size and {reference.text} does not say what "
+                            "it takes; add ',image_size=PIXELS' to the data to resize them")
+        raise ToolError(f"{reference.text} does not say what input it takes; give --data or --input-shape C,H,W")
+    if data is not None and not data.is_image:
+        return shape, Preprocessing()
+    if len(shape) != 3:
+        return shape, Preprocessing()
+    if "in_chans" in arguments and input_shape is None:
+        shape = (int(arguments["in_chans"]), *shape[1:])
+    preprocessing = Preprocessing(image_size=(shape[1], shape[2]), channels=shape[0], scale=1 / 255)
+    if declared and len(declared["mean"]) == shape[0]:
+        update = {
+            "mean": tuple(declared["mean"]),
+            "std": tuple(declared["std"]),
+            "interpolation": declared["interpolation"],
+            "crop_ratio": 1.0 if input_shape or _fits(data, shape) else declared["crop_pct"],
+        }
+        return shape, preprocessing.model_copy(update=update)
+    if data is not None and data.train is not None:
+        mean, std = _statistics(data, preprocessing)
+        return shape, preprocessing.model_copy(update={"mean": mean, "std": std})
+    return shape, preprocessing
+
+
+def _fits(data: Data | None, shape: tuple[int, ...]) -> bool:
+    return data is not None and data.sample_shape is not None and data.sample_shape[1:] == shape[1:]
+
+
+def _declared(module: nn.Module, reference: Reference) -> dict[str, object] | None:
+    """Return what an architecture declares of its input in timm's ``pretrained_cfg``, or torchvision's convention.
+
+    A user's factory may declare it alike: ``module.pretrained_cfg = {"input_size": (3, 32, 32), "mean": ..., "std": ...}``.
+    """
+    from timm.data import resolve_data_config
+
+    declared = getattr(module, "pretrained_cfg", None)
+    if declared is None and reference.kind == "torchvision":
+        side = 299 if reference.name == "inception_v3" else 224
+        declared = {"input_size": (3, side, side), "crop_pct": 0.875, "interpolation": "bilinear"}
+    if not declared or "input_size" not in declared:
+        return None
+    resolved: dict[str, object] = resolve_data_config(pretrained_cfg=declared)
+    return resolved
+
+
+def _statistics(data: Data, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure the mean and standard deviation of each channel over training samples."""
+    train = data.split("train")
+    sample = train.take(spread(len(train), STATISTICS_SAMPLES))
+    total = square = torch.zeros(preprocessing.channels or 1, dtype=torch.float64)
+    count = 0
+    for inputs, _ in batches(sample, preprocessing, 256):
+        channels = inputs.double().transpose(0, 1).flatten(1)
+        total = total + channels.sum(1)
+        square = square + channels.square().sum(1)
+        count += channels.shape[1]
+    mean = total / count
+    std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())

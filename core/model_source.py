@@ -1,0 +1,88 @@
+"""Building a module from where its architecture comes from: timm, torchvision, or the user's factory."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from core.errors import ToolError, did_you_mean
+from core.references import Argument, accepted, call_factory, file_sha256, load_factory
+from core.torch_model import Source
+
+
+def fresh_source(
+    kind: str, name: str, arguments: dict[str, Argument], file: Path | None, defaults: dict[str, Argument]
+) -> Source:
+    """Make the source of a fresh architecture, adding those of `defaults` that it takes and the user did not give.
+
+    Args:
+        kind: ``timm``, ``torchvision`` or ``factory``.
+        name: Model or function name.
+        arguments: What the user gave.
+        file: The factory's file.
+        defaults: ``num_classes`` and ``in_chans``, as the data has them.
+
+    Raises:
+        ToolError: There is no model of that name.
+    """
+    if kind == "factory":
+        assert file is not None
+        defaults = accepted(load_factory(file, name), defaults)
+        return Source(
+            kind=kind,
+            name=name,
+            arguments=defaults | arguments,
+            file=str(file.resolve()),
+            file_sha256=file_sha256(file),
+        )
+    _check_name(kind, name)
+    if kind == "torchvision":
+        defaults = {key: value for key, value in defaults.items() if key == "num_classes"}
+    return Source(kind=kind, name=name, arguments=defaults | arguments)
+
+
+def build_module(source: Source, *, pretrained: bool = False) -> nn.Module:
+    """Build the module a source describes, in evaluation mode.
+
+    Args:
+        source: What to build.
+        pretrained: Fetch the weights that timm or torchvision publish for it.
+
+    Raises:
+        ToolError: The source does not take its arguments, or the weights cannot be fetched.
+    """
+    arguments: dict[str, Any] = dict(source.arguments)
+    text = f"{source.kind}:{source.name}"
+    if source.kind == "factory":
+        assert source.file is not None
+        module = call_factory(load_factory(Path(source.file), source.name), arguments, f"{source.file}:{source.name}")
+        if not isinstance(module, nn.Module):
+            raise ToolError(f"{source.file}:{source.name} returned {type(module).__name__}, not a torch.nn.Module")
+        return module.eval()
+    _check_name(source.kind, source.name)
+    try:
+        if source.kind == "timm":
+            import timm
+
+            return timm.create_model(source.name, pretrained=pretrained, **arguments).eval()  # type: ignore[no-any-return]
+        from torchvision.models import get_model
+
+        return get_model(source.name, weights="DEFAULT" if pretrained else None, **arguments).eval()  # type: ignore[no-any-return]
+    except TypeError as error:
+        raise ToolError(f"{text!r} does not take {source.arguments}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        raise ToolError(f"cannot build {text!r}: {error}") from error
+
+
+def _check_name(kind: str, name: str) -> None:
+    if kind == "timm":
+        import timm
+
+        known = timm.list_models()
+        name = name.partition(".")[0]  # the part after the dot is the tag of pretrained weights
+    else:
+        from torchvision.models import list_models
+
+        known = list_models()
+    if name not in known:
+        raise ToolError(f"{kind} has no model {name!r}.{did_you_mean(name, known)}")

@@ -1,0 +1,140 @@
+"""The second carrier: an .onnx file whose metadata explains it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from core.errors import ToolError
+from core.history import History, Step
+from core.preprocessing import Preprocessing
+from core.references import file_sha256, missing_path
+
+KEY_PREFIX = "onnxpress."
+
+
+class TensorSpec(BaseModel, frozen=True):
+    """An input or output of the graph.
+
+    Attributes:
+        name: Its name.
+        shape: Sizes; a dynamic axis is its symbol's name.
+        dtype: Element type, as design.md spells dtypes.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxModel:
+    """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make."""
+
+    path: Path
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opset: int
+    is_quantized: bool
+    preprocessing: Preprocessing | None
+    labels: tuple[str, ...]
+    history: History
+
+    @property
+    def name(self) -> str:
+        """The file's path, as the user knows it."""
+        return str(self.path)
+
+    @property
+    def size_bytes(self) -> int:
+        """The file's size."""
+        return self.path.stat().st_size
+
+
+def open_onnx(path: Path) -> OnnxModel:
+    """Read an .onnx file's graph and metadata.
+
+    Raises:
+        ToolError: The file is missing, damaged, or has metadata under this tool's names that cannot be read.
+    """
+    proto = read_proto(path)
+    metadata = {entry.key.removeprefix(KEY_PREFIX): entry.value for entry in proto.metadata_props}
+    weights = {initializer.name for initializer in proto.graph.initializer}
+    try:
+        preprocessing = _json(metadata, "preprocessing")
+        return OnnxModel(
+            path=path,
+            sha256=file_sha256(path),
+            inputs=tuple(_tensor_spec(value) for value in proto.graph.input if value.name not in weights),
+            outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
+            opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+            is_quantized=any(node.op_type in _QUANTIZED_OPERATORS for node in proto.graph.node),
+            preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
+            labels=tuple(_json(metadata, "labels") or ()),
+            history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
+        )
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise ToolError(f"{path} has damaged onnxpress metadata: {error}") from error
+
+
+def read_proto(path: Path) -> onnx.ModelProto:
+    """Parse an .onnx file.
+
+    Raises:
+        ToolError: The file is missing, damaged or cut short.
+    """
+    if not path.exists():
+        raise missing_path(path)
+    try:
+        proto = onnx.load(path)
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ToolError(f"cannot read {path}: {error}; the file is damaged, cut short or not ONNX") from error
+    if not proto.graph.node or not proto.graph.output:
+        raise ToolError(f"{path} holds no graph; the file is damaged, cut short or not ONNX")
+    return proto
+
+
+def explain(
+    proto: onnx.ModelProto,
+    *,
+    history: History,
+    inputs: tuple[Any, ...],
+    preprocessing: Preprocessing | None,
+    labels: tuple[str, ...],
+) -> None:
+    """Write this tool's metadata into a model, in place; other entries stay."""
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries[KEY_PREFIX + "history"] = json.dumps([step.model_dump() for step in history])
+    entries[KEY_PREFIX + "inputs"] = json.dumps([spec.model_dump() for spec in inputs])
+    if preprocessing is not None:
+        entries[KEY_PREFIX + "preprocessing"] = preprocessing.model_dump_json()
+    entries[KEY_PREFIX + "labels"] = json.dumps(labels)
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, entries)
+
+
+_QUANTIZED_OPERATORS = {
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "ConvInteger",
+    "MatMulNBits",
+}
+
+
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    return TensorSpec(name=value.name, shape=shape, dtype=dtype)
+
+
+def _json(metadata: dict[str, str], key: str) -> Any:
+    return json.loads(metadata[key]) if key in metadata else None

@@ -1,0 +1,107 @@
+"""One way to get logits out of either carrier, and the checks that two models can be compared on one input."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.data import Data, batches
+from core.errors import ToolError
+from core.onnx_model import OnnxModel
+from core.preprocessing import Preprocessing
+from core.sessions import FloatArray, open_session, run_session
+from core.torch_model import TorchModel
+
+Logits = Callable[[Tensor], Tensor]
+"""Model inputs (N, ...) float32, on any device -> logits (N, num_classes) float32 on the same device."""
+
+
+def logits_of(model: TorchModel | OnnxModel, *, device: str = "cpu", provider: str = "cpu", threads: int = 0) -> Logits:
+    """Return the function that runs a model as it is now; a torch module is copied.
+
+    Args:
+        model: Either carrier.
+        device: Where a torch module runs.
+        provider: Where an ONNX file runs.
+        threads: Threads of an ONNX session; 0 takes the cores this process may use.
+    """
+    if isinstance(model, OnnxModel):
+        session = open_session(model.path, provider, threads)
+
+        def run_onnx(inputs: Tensor) -> Tensor:
+            return torch.from_numpy(run_session(session, inputs.cpu().numpy())).to(inputs.device)
+
+        return run_onnx
+    module = copy.deepcopy(model.module).to(device, memory_format=torch.channels_last).eval()
+
+    def run_torch(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(inputs)
+        return logits.float()
+
+    return run_torch
+
+
+def predict(model: TorchModel | OnnxModel, data: Data, split: str, *, batch_size: int = 256,
+            limit: int | None = None, provider: str = "cpu", threads: int = 0) -> tuple[FloatArray, np.ndarray]:
+    """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
+
+    Raises:
+        ToolError: The model cannot read this data.
+    """
+    preprocessing = preprocessing_of(model, data)
+    run = logits_of(model, provider=provider, threads=threads)
+    if isinstance(model, OnnxModel) and isinstance(model.inputs[0].shape[0], int):
+        batch_size = model.inputs[0].shape[0]
+    logits, targets = [], []
+    for inputs, classes in batches(data.split(split), preprocessing, batch_size, limit=limit):
+        logits.append(run(inputs).numpy())
+        targets.append(classes.numpy())
+    found = np.concatenate(logits)
+    if found.ndim != 2 or found.shape[1] != len(data.labels):
+        raise ToolError(f"{model.name} returns outputs of shape {found.shape[1:]}, {data.reference} has "
+                        f"{len(data.labels)} classes")
+    return found, np.concatenate(targets)
+
+
+def accuracy(logits: FloatArray, targets: np.ndarray) -> float:
+    """Return the share of samples whose highest logit is the target's, in percent."""
+    return float(100 * (logits.argmax(axis=1) == targets).mean())
+
+
+def preprocessing_of(model: TorchModel | OnnxModel, data: Data) -> Preprocessing:
+    """Return how `data` becomes this model's input.
+
+    Raises:
+        ToolError: An ONNX file that carries no preprocessing meets images: guessing it would give wrong accuracy.
+    """
+    if model.preprocessing is not None:
+        return model.preprocessing
+    if not data.is_image:
+        return Preprocessing()
+    raise ToolError(f"{model.name} does not say how images become its input (it was not exported by onnxpress); "
+                    "use data with float samples, already preprocessed")
+
+
+def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> None:
+    """Check that a teacher can teach a student: the same classes and the same input.
+
+    Raises:
+        ToolError: They differ.
+    """
+    taught = tuple(teacher.inputs[0].shape[1:] if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape)
+    if taught != student.inputs[0].shape:
+        raise ToolError(f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
+                        f"{student.inputs[0].shape}; both must read the same samples")
+    if isinstance(teacher, OnnxModel):
+        num_classes = teacher.outputs[0].shape[-1]
+    else:
+        num_classes = len(teacher.labels)
+    if num_classes != len(student.labels):
+        raise ToolError(f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
+                        f"{len(student.labels)}; the classes must be the same")
+    if teacher.labels and teacher.labels != student.labels and set(teacher.labels) == set(student.labels):
+        raise ToolError(f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
+                        f"{student.labels}; logits would be matched wrongly")

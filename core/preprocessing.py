@@ -1,0 +1,79 @@
+"""How a raw sample becomes a model's input; travels with the model, in its checkpoint and in its ONNX file."""
+
+import math
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as image_functional
+
+from core.errors import ToolError
+
+
+class Preprocessing(BaseModel, frozen=True):
+    """Raw samples (N, C, H, W) uint8, or (N, ...) float, to float32 inputs.
+
+    Attributes:
+        image_size: Height and width that images are resized and centre-cropped to; None for samples that are not images.
+        channels: Number of image channels the model takes; None for samples that are not images.
+        crop_ratio: Share of the shorter side, after resizing, that the crop keeps.
+        interpolation: Resampling filter, as torchvision names it.
+        scale: Factor applied first; 1/255 maps uint8 images to [0, 1].
+        mean: Per-channel mean, subtracted after scaling; empty for none.
+        std: Per-channel standard deviation, divided by last; empty for none.
+    """
+
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    crop_ratio: float = 1.0
+    interpolation: str = "bilinear"
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Bring raw images to the model's size and channels: (N, c, h, w) -> (N, channels, *image_size), same dtype.
+
+    Raises:
+        ToolError: Colour images meet a model of one channel.
+    """
+    if preprocessing.image_size is None:
+        return images
+    if images.shape[-2:] != preprocessing.image_size:
+        images = _resize_and_crop(images, preprocessing)
+    if images.shape[1] == 1 and preprocessing.channels != 1:
+        images = images.expand(-1, preprocessing.channels or 1, -1, -1)
+    if images.shape[1] != preprocessing.channels:
+        raise ToolError(
+            f"the images have {images.shape[1]} channels, the model takes {preprocessing.channels}; "
+            "build the model with in_chans to match, or convert the images"
+        )
+    return images
+
+
+def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Scale and standardise fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32."""
+    inputs = samples.to(torch.float32)
+    if preprocessing.scale != 1.0:
+        inputs = inputs * preprocessing.scale
+    if preprocessing.mean:
+        per_channel = (1, -1) + (1,) * (inputs.ndim - 2)
+        mean = torch.tensor(preprocessing.mean, device=inputs.device).view(per_channel)
+        std = torch.tensor(preprocessing.std, device=inputs.device).view(per_channel)
+        inputs = (inputs - mean) / std
+    return inputs
+
+
+def _resize_and_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    assert preprocessing.image_size is not None
+    height, width = preprocessing.image_size
+    shorter = math.floor(min(height, width) / preprocessing.crop_ratio)
+    size = [shorter, shorter] if height == width else [round(side / preprocessing.crop_ratio) for side in (height, width)]
+    if height == width:  # keep the aspect ratio: the shorter side becomes `shorter`, the crop takes the middle
+        size = [shorter]
+    resized = image_functional.resize(
+        images, size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True
+    )
+    return image_functional.center_crop(resized, [height, width])

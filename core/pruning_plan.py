@@ -1,0 +1,93 @@
+"""What pruning changed in an architecture, small enough for JSON and replayed without tracing.
+
+A plan holds, for every module that pruning touched, the attributes that changed (``out_channels``, ``in_features``,
+``num_heads``, ...) and the new shape of every parameter and buffer that changed. Replaying it on the freshly built
+original gives the pruned architecture; the weights come from the checkpoint.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from core.errors import ToolError
+
+
+class PruningPlan(BaseModel, frozen=True):
+    """The difference between an original architecture and its pruned form.
+
+    Attributes:
+        attributes: Module path to attribute name to value.
+        shapes: Parameter or buffer name to shape.
+    """
+
+    attributes: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+
+def architecture(module: nn.Module) -> PruningPlan:
+    """Record every plain attribute and every tensor shape of a module."""
+    return PruningPlan(
+        attributes={path: _plain_attributes(child) for path, child in module.named_modules()},
+        shapes={name: tuple(tensor.shape) for name, tensor in module.state_dict().items()},
+    )
+
+
+def difference(original: PruningPlan, pruned: PruningPlan) -> PruningPlan:
+    """Return the plan that turns the original architecture into the pruned one."""
+    attributes = {
+        path: {name: value for name, value in after.items() if original.attributes[path].get(name) != value}
+        for path, after in pruned.attributes.items()
+    }
+    return PruningPlan(
+        attributes={path: changed for path, changed in attributes.items() if changed},
+        shapes={name: shape for name, shape in pruned.shapes.items() if original.shapes[name] != shape},
+    )
+
+
+def replay(module: nn.Module, plan: PruningPlan) -> None:
+    """Turn the freshly built original into the pruned architecture, in place; changed tensors are left unset.
+
+    Raises:
+        ToolError: The module does not have what the plan names.
+    """
+    children = dict(module.named_modules())
+    tensors = module.state_dict()
+    for path in plan.attributes:
+        if path not in children:
+            raise ToolError(f"the pruning plan names the module {path!r}, which the rebuilt model does not have; "
+                            "its source has changed since")
+    for name in plan.shapes:
+        if name not in tensors:
+            raise ToolError(f"the pruning plan names the tensor {name!r}, which the rebuilt model does not have; "
+                            "its source has changed since")
+    for path, attributes in plan.attributes.items():
+        for name, value in attributes.items():
+            setattr(children[path], name, tuple(value) if isinstance(value, list) else value)
+    for name, shape in plan.shapes.items():
+        path, _, leaf = name.rpartition(".")
+        _resize(children[path], leaf, shape)
+
+
+def _resize(owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> None:
+    old = getattr(owner, leaf)
+    new = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if isinstance(old, nn.Parameter):
+        setattr(owner, leaf, nn.Parameter(new, requires_grad=old.requires_grad))
+    else:
+        setattr(owner, leaf, new)  # a registered buffer stays one
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(module).items()
+        if name != "training" and not name.startswith("_") and _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, (bool, int, float, str))

@@ -1,0 +1,125 @@
+"""ONNX Runtime sessions on the provider that was asked for, or an error that says why not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from core.errors import ToolError, did_you_mean
+from core.machine import available_cores
+from core.onnx_model import OnnxModel
+from core.references import missing_path
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+FloatArray = npt.NDArray[np.float32]
+
+onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are about its own graph rewriting
+
+
+def provider_name(provider: str) -> str:
+    """Return ONNX Runtime's name of a provider: ``cpu``, ``cuda``, or already ONNX Runtime's own.
+
+    Raises:
+        ToolError: The installed ONNX Runtime does not have it.
+    """
+    available = onnxruntime.get_available_providers()
+    name = PROVIDERS.get(provider, provider)
+    if name in available:
+        return name
+    if provider in PROVIDERS:
+        raise ToolError(f"provider {provider!r}: the installed onnxruntime {onnxruntime.__version__} has no {name}; "
+                        "pip install onnxruntime-gpu (without onnxruntime beside it)")
+    raise ToolError(f"unknown provider {provider!r}.{did_you_mean(provider, [*PROVIDERS, *available])} "
+                    f"This onnxruntime has {', '.join(available)}")
+
+
+def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open a session that runs on `provider`, never on another in silence.
+
+    Args:
+        path: The .onnx file.
+        provider: ``cpu``, ``cuda``, or ONNX Runtime's own name.
+        threads: Threads inside an operator; 0 takes the cores this process may use.
+
+    Raises:
+        ToolError: The file cannot be loaded or the provider cannot be used.
+    """
+    if not path.exists():
+        raise missing_path(path)
+    name = provider_name(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or available_cores()
+    options.inter_op_num_threads = 1
+    if name == PROVIDERS["cuda"]:
+        onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=[name])
+    except Exception as error:
+        if not _is_onnxruntime_error(error):
+            raise
+        raise ToolError(f"ONNX Runtime cannot load {path} on {provider}: {error}") from error
+    if session.get_providers()[0] != name:
+        raise ToolError(f"provider {provider!r} cannot be used: {_why_not(provider)}")
+    return session
+
+
+def run_session(session: onnxruntime.InferenceSession, *inputs: FloatArray) -> FloatArray:
+    """Run a session on one batch and return its first output.
+
+    Raises:
+        ToolError: The model rejects the inputs or fails on them.
+    """
+    names = [value.name for value in session.get_inputs()]
+    try:
+        outputs: list[Any] = session.run(None, dict(zip(names, inputs, strict=True)))
+    except Exception as error:
+        if not _is_onnxruntime_error(error):
+            raise
+        shapes = ", ".join(str(array.shape) for array in inputs)
+        raise ToolError(f"ONNX Runtime cannot run the model on inputs of shape {shapes}: {error}") from error
+    first: FloatArray = outputs[0]
+    return first
+
+
+def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[FloatArray, ...]:
+    """Make standard normal inputs; the first axis is the batch where it is dynamic, other dynamic axes are refused.
+
+    Raises:
+        ToolError: A fixed batch differs from `batch_size`, or an input is not float32 or dynamic beyond the batch.
+    """
+    random = np.random.default_rng(seed)
+    return tuple(
+        random.standard_normal(_fixed_shape(spec.shape, batch_size, spec.name, spec.dtype), dtype=np.float32)
+        for spec in model.inputs
+    )
+
+
+def _fixed_shape(shape: tuple[int | str, ...], batch_size: int, name: str, dtype: str) -> tuple[int, ...]:
+    if dtype != "float32":
+        raise ToolError(f"input {name!r} is {dtype}: made-up values serve float32 only; give --data")
+    sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
+    if any(isinstance(size, str) for size in sizes):
+        raise ToolError(f"input {name!r} has dynamic axes beyond the batch: {shape}; give --data")
+    fixed = tuple(int(size) for size in sizes)
+    if fixed and fixed[0] != batch_size:
+        raise ToolError(f"input {name!r} has its batch fixed at {fixed[0]}; batch size {batch_size} cannot run")
+    return fixed
+
+
+def _is_onnxruntime_error(error: Exception) -> bool:
+    return type(error).__module__.startswith("onnxruntime") or isinstance(error, (RuntimeError, ValueError))
+
+
+def _why_not(provider: str) -> str:
+    if provider != "cuda":
+        return "ONNX Runtime could not start it"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "no NVIDIA GPU, or no driver for it, is visible to this process (nvidia-smi should list one)"
+    return (
+        f"ONNX Runtime {onnxruntime.__version__} could not load its CUDA libraries beside torch {torch.__version__} "
+        f"(CUDA {torch.version.cuda}); install an onnxruntime-gpu built for the same CUDA version"
+    )

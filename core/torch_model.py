@@ -1,0 +1,134 @@
+"""The first carrier: a torch module with all that is needed to train, export and rebuild it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from core.errors import ToolError
+from core.history import History, digest_of
+from core.preprocessing import Preprocessing
+from core.pruning_plan import PruningPlan
+from core.references import Argument
+
+
+class Source(BaseModel, frozen=True):
+    """Where an architecture comes from.
+
+    Attributes:
+        kind: ``timm``, ``torchvision`` or ``factory``.
+        name: Model name, or the factory's function name.
+        arguments: Keyword arguments it is built with.
+        file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint.
+        file_sha256: What that file was when the model was built.
+    """
+
+    kind: str
+    name: str
+    arguments: dict[str, Argument] = {}
+    file: str | None = None
+    file_sha256: str | None = None
+
+
+class InputSpec(BaseModel, frozen=True):
+    """One model input; the first axis is the batch and is dynamic.
+
+    Attributes:
+        name: The input's name in the ONNX file.
+        shape: Shape of one sample, without the batch axis.
+        dtype: Element type, as design.md spells dtypes.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchModel:
+    """A module and its contract.
+
+    Attributes:
+        name: How the user called it.
+        module: The module itself, in evaluation mode: (N, *inputs[0].shape) -> logits (N, len(labels)).
+        source: How to build the module afresh.
+        inputs: What it takes.
+        preprocessing: How raw samples become inputs.
+        labels: Class names, in the order of the logits.
+        plan: What pruning changed since the source, or None.
+        history: The stages it went through.
+    """
+
+    name: str
+    module: nn.Module
+    source: Source
+    inputs: tuple[InputSpec, ...]
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    plan: PruningPlan | None = None
+    history: History = ()
+
+
+def example_inputs(model: TorchModel, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Make standard normal inputs of the model's shapes, each (batch_size, *shape)."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(batch_size, *spec.shape, generator=generator) for spec in model.inputs)
+
+
+def num_params(module: nn.Module) -> int:
+    """Count the parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def torch_digest(model: TorchModel) -> str:
+    """Return the SHA-256 over architecture and weights; history is not part of it."""
+    digest = hashlib.sha256()
+    plan = model.plan.model_dump() if model.plan else None
+    source = model.source.model_dump(exclude={"file"})
+    digest.update(digest_of([source, plan, model.preprocessing.model_dump()]).encode())
+    for name, tensor in sorted(model.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run_once(model: TorchModel) -> Tensor:
+    """Run the module on one made-up batch of two and return its logits (2, num_classes).
+
+    Raises:
+        ToolError: The module fails on it (the failing submodule is named), or does not return one (2, K) tensor.
+    """
+    path_of = {module: path for path, module in model.module.named_modules()}
+    entered: list[str] = []
+    handles = [
+        handle
+        for module in path_of
+        for handle in (
+            module.register_forward_pre_hook(lambda module, _: entered.append(path_of[module])),
+            module.register_forward_hook(lambda *_: _leave(entered)),
+        )
+    ]
+    try:
+        with torch.no_grad():
+            logits = model.module(*example_inputs(model, 2))
+    except Exception as error:
+        where = f"in its module {entered[-1]!r}" if entered and entered[-1] else "in its own forward"
+        shape = model.inputs[0].shape
+        raise ToolError(f"{model.name} cannot run on an input of shape {shape}, {where}: {error}; "
+                        "give the shape it takes with --input-shape") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise ToolError(f"{model.name} returns {_described(logits)}; a classifier returns logits (N, num_classes)")
+    return logits
+
+
+def _leave(entered: list[str]) -> None:
+    entered.pop()
+
+
+def _described(value: object) -> str:
+    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -1,0 +1,65 @@
+"""Every output is whole or absent: written beside its place, then moved onto it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import ToolError
+
+
+def refuse_overwrite(path: Path, *, force: bool) -> None:
+    """Raise `ToolError` when something stands at `path` and `force` does not allow replacing it."""
+    if path.exists() and not force:
+        raise ToolError(f"{path} exists already; pass --force to replace it, or choose another --output")
+
+
+@contextmanager
+def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; move it onto `path` when the block ends well, remove it otherwise.
+
+    Raises:
+        ToolError: `path` exists and `force` is false, or the file system refuses (full, read-only, not permitted).
+    """
+    refuse_overwrite(path, force=force)
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
+    """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete."""
+    refuse_overwrite(path, force=force)
+    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
+    with _explained(path):
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        try:
+            yield part
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():
+                path.rename(old)
+            part.rename(path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(f"cannot write {path}: {error.strerror or error}{_free_space(path)}") from error
+
+
+def _free_space(path: Path) -> str:
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    return f" ({shutil.disk_usage(existing).free / 2**20:.0f} MiB free on {os.fspath(existing)})"

@@ -1,0 +1,160 @@
+"""From a torch module to an .onnx file that computes the same."""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxslim
+import torch
+from torch import nn
+
+from core.errors import ToolError, require
+from core.history import step
+from core.onnx_model import OnnxModel, explain, open_onnx
+from core.result import Report, Result
+from core.torch_model import TorchModel, example_inputs, run_once, torch_digest
+from core.trace_failure import failing_module
+from core.whole_output import whole_file
+from export.verify import VerifyConfig, VerifyReport, require_verified, verify
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportConfig:
+    """How to export.
+
+    Attributes:
+        opset: Version of the ONNX operator set.
+        atol: Absolute tolerance of the verification.
+        rtol: Relative tolerance of the verification.
+        batch_sizes: Batch sizes it is verified at.
+    """
+
+    opset: int = 20
+    atol: float = 1e-4
+    rtol: float = 1e-3
+    batch_sizes: tuple[int, ...] = (1, 2, 7)
+
+    def __post_init__(self) -> None:
+        require(18 <= self.opset <= 23, f"opset is {self.opset}; the exporter makes 18 to 23")
+
+
+class ExportReport(Report, frozen=True):
+    """What was written.
+
+    Attributes:
+        opset: Version of the operator set.
+        nodes: Nodes before and after simplification.
+        size_bytes: The file's size.
+        verify: The file against the torch module.
+    """
+
+    opset: int
+    nodes: tuple[int, int]
+    size_bytes: int
+    verify: VerifyReport
+
+
+def export(
+    model: TorchModel, output: Path, config: ExportConfig, *, force: bool = False
+) -> Result[OnnxModel, ExportReport]:
+    """Export with a dynamic batch, simplify, verify against the module, and only then give the file its name.
+
+    Args:
+        model: What to export.
+        output: The .onnx file to make.
+        config: How.
+        force: Replace an existing file.
+
+    Raises:
+        ToolError: The module cannot be traced; the innermost module that fails is named.
+        GateMissedError: The file does not compute what the module computes.
+    """
+    run_once(model)
+    proto = _traced(model, config.opset)
+    nodes_before = len(proto.graph.node)
+    proto = _simplified(proto)
+    done = step("export", asdict(config), parent=torch_digest(model))
+    explain(proto, history=(*model.history, done), inputs=model.inputs, preprocessing=model.preprocessing,
+            labels=model.labels)
+    limits = VerifyConfig(atol=config.atol, rtol=config.rtol, batch_sizes=config.batch_sizes)
+    with whole_file(output, force=force) as part:
+        onnx.save(proto, part)
+        candidate = open_onnx(part)
+        if not isinstance(candidate.inputs[0].shape[0], str):
+            raise ToolError(f"{model.name}: its code fixes the batch at {candidate.inputs[0].shape[0]} when traced; "
+                            "look for a Python number taken from x.shape[0]")
+        verified = require_verified(replace_name(verify(model, candidate, limits), output))
+    made = open_onnx(output)
+    report = ExportReport(
+        stage="export",
+        opset=made.opset,
+        nodes=(nodes_before, len(proto.graph.node)),
+        size_bytes=made.size_bytes,
+        verify=verified,
+    )
+    return Result(made, report)
+
+
+def replace_name(report: VerifyReport, output: Path) -> VerifyReport:
+    """Return the report with the name the candidate will have."""
+    return report.model_copy(update={"candidate": str(output)})
+
+
+def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
+    inputs = example_inputs(model, 2)
+    # Copied to default strides: a channels-last weight would be exported with its transpose.
+    module = copy.deepcopy(model.module).to(memory_format=torch.contiguous_format)
+    names = [spec.name for spec in model.inputs]
+    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                opset_version=opset,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_shapes=dynamic,
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever its passes raise
+        where = failing_module(model.module, inputs, _trace)
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise ToolError(f"torch.export cannot trace {model.name} in its module {where or '(root)'!r}: "
+                        f"{reason[0] if reason else type(error).__name__}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
+    simplified: Any = onnxslim.slim(proto)
+    if simplified is None:
+        raise ToolError("onnxslim could not simplify the graph: its own check failed")
+    return simplified  # type: ignore[no-any-return]
+
+
+def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    with _quiet():
+        torch.export.export(module, inputs, strict=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter tells its own developers."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)

@@ -1,0 +1,190 @@
+"""Does a candidate compute what its reference computes?"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from core.data import Data, batches
+from core.errors import GateMissedError, ToolError, require
+from core.onnx_model import OnnxModel
+from core.predict import logits_of, preprocessing_of
+from core.result import Report
+from core.sessions import FloatArray, made_up_inputs
+from core.torch_model import TorchModel, example_inputs
+
+DATA_SAMPLES = 512
+FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
+QUANTIZED_SQNR_DB = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """How to compare and what must hold.
+
+    Where no limit is given, a float candidate must be within atol 1e-4 and rtol 1e-3, a quantized one above 10 dB.
+
+    Attributes:
+        atol: Absolute tolerance: |candidate - reference| <= atol + rtol * |reference| for every element.
+        rtol: Relative tolerance.
+        min_sqnr_db: Least signal-to-quantization-noise ratio, in dB.
+        min_agreement: Least share of samples with the same top-1 class, in percent.
+        batch_sizes: Batch sizes of made-up inputs; more than one shows that the batch is really dynamic.
+        provider: Where ONNX files run.
+        threads: Threads of a session; 0 takes the cores this process may use.
+        seed: Seeds the made-up inputs.
+    """
+
+    atol: float | None = None
+    rtol: float | None = None
+    min_sqnr_db: float | None = None
+    min_agreement: float | None = None
+    batch_sizes: tuple[int, ...] = (1, 2, 7)
+    provider: str = "cpu"
+    threads: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.atol is None or self.atol >= 0, f"atol is {self.atol}; it must not be negative")
+        require(self.rtol is None or self.rtol >= 0, f"rtol is {self.rtol}; it must not be negative")
+        require(self.min_agreement is None or 0 <= self.min_agreement <= 100,
+                f"min_agreement is {self.min_agreement}; it is in percent, 0 to 100")
+        require(bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
+                f"batch_sizes is {self.batch_sizes}; each must be at least 1")
+
+
+class Comparison(BaseModel, frozen=True, ser_json_inf_nan="strings"):
+    """Two outputs (N, K) on the same inputs.
+
+    Attributes:
+        inputs: What went in: ``batch 7`` of made-up values, or a split's name.
+        samples: N.
+        max_abs_err: Largest absolute difference of an element.
+        excess: Largest |difference| - rtol * |reference|: the least atol that would pass.
+        sqnr_db: 10 log10(sum reference^2 / sum difference^2), in dB; infinite when equal.
+        agreement: Share of samples with the same highest element, in percent.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_err: float
+    excess: float
+    sqnr_db: float
+    agreement: float
+
+
+class VerifyReport(Report, frozen=True):
+    """The comparisons, the limits and which were missed."""
+
+    reference: str
+    candidate: str
+    limits: dict[str, float]
+    comparisons: tuple[Comparison, ...]
+    misses: tuple[str, ...]
+
+
+def verify(
+    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None = None
+) -> VerifyReport:
+    """Run both models on the same inputs and compare their outputs.
+
+    Args:
+        reference: What is right.
+        candidate: What is to be shown right.
+        config: How, and the limits.
+        data: Its validation split is compared too.
+
+    Raises:
+        ToolError: They cannot be run on the same inputs.
+    """
+    run_reference = logits_of(reference, provider=config.provider, threads=config.threads)
+    run_candidate = logits_of(candidate, provider=config.provider, threads=config.threads)
+    limits = _limits(config, candidate)
+    comparisons = tuple(
+        compare(inputs, run_reference(batch).numpy(), run_candidate(batch).numpy(), rtol=limits.get("rtol", 0.0))
+        for inputs, batch in _inputs(reference, candidate, config, data)
+    )
+    return VerifyReport(
+        stage="verify",
+        reference=reference.name,
+        candidate=candidate.name,
+        limits=limits,
+        comparisons=comparisons,
+        misses=tuple(miss for comparison in comparisons for miss in _misses(comparison, limits)),
+    )
+
+
+def require_verified(report: VerifyReport) -> VerifyReport:
+    """Return the report, or raise `GateMissedError` when it has a miss."""
+    if report.misses:
+        raise GateMissedError(f"{report.candidate} does not match {report.reference}: {'; '.join(report.misses)}")
+    return report
+
+
+def compare(inputs: str, reference: FloatArray, candidate: FloatArray, *, rtol: float) -> Comparison:
+    """Compare two outputs (N, K) on the same inputs.
+
+    Raises:
+        ToolError: They differ in shape.
+    """
+    if reference.shape != candidate.shape:
+        raise ToolError(f"the candidate returns {candidate.shape} where the reference returns {reference.shape}")
+    difference = np.abs(candidate.astype(np.float64) - reference)
+    noise, signal = float(np.square(difference).sum()), float(np.square(reference, dtype=np.float64).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sqnr_db = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
+    return Comparison(
+        inputs=inputs,
+        samples=len(reference),
+        max_abs_err=float(difference.max()),
+        excess=float((difference - rtol * np.abs(reference)).max()),
+        sqnr_db=sqnr_db,
+        agreement=float(100 * (reference.argmax(1) == candidate.argmax(1)).mean()),
+    )
+
+
+def _inputs(
+    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None
+) -> Iterator[tuple[str, Tensor]]:
+    for batch_size in config.batch_sizes:
+        yield f"batch {batch_size}", _made_up(candidate, batch_size, config.seed)
+    if data is not None:
+        preprocessing = preprocessing_of(candidate, data)
+        split = data.split("validation")
+        found = [inputs for inputs, _ in batches(split, preprocessing, 256, limit=DATA_SAMPLES)]
+        yield "validation", torch.cat(found)
+
+
+def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensor:
+    if isinstance(model, TorchModel):
+        return example_inputs(model, batch_size, seed)[0]
+    return torch.from_numpy(made_up_inputs(model, batch_size, seed)[0])
+
+
+def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str, float]:
+    named = asdict(config)
+    limits = {name: named[name] for name in ("atol", "rtol", "min_sqnr_db", "min_agreement") if named[name] is not None}
+    if "atol" in limits or "rtol" in limits:
+        return {"atol": 0.0, "rtol": 0.0} | limits
+    if limits:
+        return limits
+    if isinstance(candidate, OnnxModel) and candidate.is_quantized:
+        return {"min_sqnr_db": QUANTIZED_SQNR_DB}
+    return {"atol": FLOAT_ATOL, "rtol": FLOAT_RTOL}
+
+
+def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
+    where = f"on {comparison.inputs}"
+    if not np.isfinite(comparison.max_abs_err):
+        yield f"NaN or infinity {where}"
+        return
+    if "atol" in limits and comparison.excess > limits["atol"]:
+        yield (f"max_abs_err {comparison.max_abs_err:.3g} {where}, beyond atol {limits['atol']:g} and rtol "
+               f"{limits['rtol']:g} (atol {comparison.excess:.2g} would pass)")
+    if "min_sqnr_db" in limits and comparison.sqnr_db < limits["min_sqnr_db"]:
+        yield f"sqnr_db {comparison.sqnr_db:.1f} {where}, below {limits['min_sqnr_db']:g}"
+    if "min_agreement" in limits and comparison.agreement < limits["min_agreement"]:
+        yield f"agreement {comparison.agreement:.2f} % {where}, below {limits['min_agreement']:g} %"

@@ -1,0 +1,76 @@
+"""The CIFAR residual networks of He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2), as a model factory file.
+
+The paper's parameter-free shortcut (stride-2 subsampling and zero-padded channels) is written as the 1x1 stride-2
+convolution that computes the same thing, so that channels can be pruned through it. Module names follow
+github.com/akamaster/pytorch_resnet_cifar10, whose weights therefore load unchanged.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+        )
+        if isinstance(self.shortcut, nn.Conv2d):
+            _zero_pad_shortcut(self.shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of basic blocks: (N, in_chans, 32, 32) -> logits (N, num_classes)."""
+
+    def __init__(self, num_blocks: tuple[int, int, int], num_classes: int, in_chans: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, 1, num_blocks[0])
+        self.layer2 = _stage(16, 32, 2, num_blocks[1])
+        self.layer3 = _stage(32, 64, 2, num_blocks[2])
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.linear = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.pool(x).flatten(1))
+
+
+def _stage(in_channels: int, out_channels: int, stride: int, num_blocks: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
+
+
+def _zero_pad_shortcut(shortcut: nn.Conv2d) -> None:
+    """Set the weights so that input channel i goes to output channel i + (out - in) / 2, as the paper pads."""
+    offset = (shortcut.out_channels - shortcut.in_channels) // 2
+    with torch.no_grad():
+        shortcut.weight.zero_()
+        for channel in range(shortcut.in_channels):
+            shortcut.weight[channel + offset, channel] = 1
+
+
+def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 20-layer network, 0.27 M parameters."""
+    return CifarResNet((3, 3, 3), num_classes, in_chans)
+
+
+def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 56-layer network, 0.86 M parameters."""
+    return CifarResNet((9, 9, 9), num_classes, in_chans)

@@ -1,0 +1,191 @@
+"""What the command line shows a person: progress, reports as tables, and log lines. Everything goes to stderr but reports."""
+
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+PLAIN_LINE_SECONDS = 10.0
+OUR_LOGGERS = ("recipe", "core", "compress", "export", "bench")
+
+
+def set_up_logging(*, verbose: bool, quiet: bool) -> None:
+    """Send our log lines to stderr, and the libraries' warnings only when asked for."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.root.handlers = [handler]
+    logging.root.setLevel(logging.INFO if verbose else logging.ERROR)
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
+    if not verbose:
+        warnings.simplefilter("ignore")
+
+
+@contextmanager
+def progress_shown(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], None]]:
+    """Yield a progress function: a bar with rate and ETA on a terminal, a line every ten seconds elsewhere."""
+    if quiet:
+        yield lambda *_: None
+    elif sys.stderr.isatty():
+        with _bar() as show:
+            yield show
+    else:
+        yield _plain_lines()
+
+
+def show_report(report: Any) -> None:
+    """Print a report as tables on stdout."""
+    from rich.console import Console
+
+    console = Console(soft_wrap=True)
+    if report.stage == "run":
+        console.print(_stages_table(report))
+        if report.bench is not None:
+            console.print(_bench_table(report.bench))
+        for bar in report.bars:
+            console.print(f"{'ok    ' if bar.ok else 'MISSED'} {bar.name}: {bar.value:.4g} (limit {bar.limit:g})")
+        if report.artifact is not None:
+            console.print(f"wrote {report.artifact}", highlight=False)
+    elif report.stage == "bench":
+        console.print(_bench_table(report))
+    else:
+        console.print(_fields_table(report))
+
+
+def show_plan(stages: list[tuple[Any, bool]]) -> None:
+    """Print the stages of a recipe and which are done."""
+    from rich.console import Console
+
+    table = _table("stage", "kind", "from", "state")
+    for stage, is_done in stages:
+        named = ", ".join(f"{role}={value}" for role, value in stage.references.items())
+        table.add_row(stage.name, stage.kind, named, "done" if is_done else "to do")
+    Console(soft_wrap=True).print(table)
+
+
+def bench_markdown(report: Any) -> str:
+    """Return the bench table as Markdown."""
+    header, rows = _bench_cells(report)
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _bench_cells(report: Any) -> tuple[list[str], list[list[str]]]:
+    header = ["model", "p50 ms", "p90 ms", "p99 ms", "samples/s", "speedup", "KiB"]
+    with_accuracy = report.rows[0].accuracy is not None
+    rows = []
+    for row in report.rows:
+        p99 = "-" if row.latency.p99_ms is None else f"{row.latency.p99_ms:.3f}"
+        cells = [row.name, f"{row.latency.p50_ms:.3f}", f"{row.latency.p90_ms:.3f}", p99, f"{row.throughput:.0f}",
+                 f"{row.speedup:.2f}x", f"{row.size_bytes / 1024:.0f}"]
+        rows.append([*cells, f"{row.accuracy:.2f}"] if with_accuracy else cells)
+    return [*header, "accuracy %"] if with_accuracy else header, rows
+
+
+def _bench_table(report: Any) -> Any:
+    header, rows = _bench_cells(report)
+    table = _table(*header)
+    threads = f"{report.threads} threads" if report.threads else "all threads"
+    table.caption = f"{report.provider}, batch {report.batch_size}, {threads}"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _stages_table(report: Any) -> Any:
+    table = _table("stage", "kind", "seconds", "result")
+    for stage in report.stages:
+        fields = stage.report if isinstance(stage.report, dict) else stage.report.model_dump()
+        seconds = f"{stage.seconds:.1f}" + (" (done before)" if stage.cached else "")
+        table.add_row(stage.name, stage.kind, seconds, _one_line(fields))
+    return table
+
+
+def _one_line(fields: dict[str, Any]) -> str:
+    """Sum up a stage's report in a few words."""
+    words = {
+        "validation_accuracy": "validation {:.2f} %",
+        "macs_ratio": "{:.2f}x fewer MACs",
+        "measured_speedup": "{:.2f}x faster",
+        "size_bytes": "{} bytes",
+    }
+    found = [text.format(fields[name]) for name, text in words.items()
+             if isinstance(fields.get(name), (int, float))]
+    if fields.get("comparisons"):
+        found.append(f"largest error {max(one['max_abs_err'] for one in fields['comparisons']):.2g}")
+    return ", ".join(found)
+
+
+def _fields_table(report: Any) -> Any:
+    table = _table("", "")
+    table.show_header = False
+    for name, value in report.model_dump().items():
+        if name not in ("format_version", "metrics") and value is not None:
+            table.add_row(name, _cell(value))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        separator = "\n" if value and isinstance(value[0], dict) else ", "
+        return separator.join(_cell(item) for item in value)
+    return str(value)
+
+
+def _table(*header: str) -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, overflow="fold", justify="left" if index == 0 or name in _TEXT else "right")
+    return table
+
+
+_TEXT = {"", "kind", "from", "state", "result"}
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
+               TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(description: str, done: int, total: int, unit: str) -> None:
+            if description not in tasks:
+                for old in tasks.values():
+                    bars.update(old, visible=False)
+                tasks[description] = bars.add_task(description, total=total, unit=unit, rate="")
+            speed = bars.tasks[tasks[description]].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            bars.update(tasks[description], completed=done, rate=rate)
+
+        yield show
+
+
+def _plain_lines() -> Callable[[str, int, int, str], None]:
+    started: dict[str, float] = {}
+    last = [time.monotonic()]
+
+    def show(description: str, done: int, total: int, unit: str) -> None:
+        now = time.monotonic()
+        begun = started.setdefault(description, now)
+        if now - last[0] < PLAIN_LINE_SECONDS:
+            return
+        last[0] = now
+        rate = done / max(now - begun, 1e-9)
+        sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left\n")
+
+    return show
