@@ -1,7 +1,7 @@
 """The command line: parse, one library call, render. Nothing heavy is imported before a command runs."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,20 @@ from typing import Any
 import click
 
 from core.errors import ToolError
+from options import (
+    DATA_HELP,
+    PATH,
+    RATIO,
+    common_options,
+    data_option,
+    optional_data,
+    output_options,
+    runtime_options,
+    seed_option,
+    shape_option,
+    train_options,
+)
 
-Function = Callable[..., Any]
-PATH = click.Path(path_type=Path)
-RATIO = click.FloatRange(0, 1)
 RESUMABLE = ("run", "finetune", "distill")
 
 
@@ -30,66 +40,6 @@ class Cli(click.Group):
             resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
             click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
             ctx.exit(1)
-
-
-def _together(*decorators: Function) -> Callable[[Function], Function]:
-    def decorate(function: Function) -> Function:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-common_options = _together(
-    click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON, on stdout."),
-    click.option("-v", "--verbose", is_flag=True, help="Say more, with the libraries' warnings."),
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the report."),
-)
-seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seeds everything random.")
-runtime_options = _together(
-    click.option("--provider", default="cpu", show_default=True,
-                 help="cpu, cuda, or the name ONNX Runtime has for a provider."),
-    click.option("--threads", type=click.IntRange(0), default=0, show_default=True,
-                 help="Threads of an ONNX Runtime session; 0 takes all cores."),
-)
-output_options = _together(
-    click.option("-o", "--output", type=PATH, required=True, help="What to make."),
-    click.option("--force", is_flag=True, help="Replace what stands there."),
-)
-data_help = "digits, a folder, FILE.npz, torchvision:NAME or FILE.py:FACTORY."
-data_option = click.option("--data", required=True, help=data_help)
-optional_data = click.option("--data", help=data_help)
-train_options = _together(
-    click.option("--epochs", type=click.IntRange(1), default=10, show_default=True,
-                 help="Passes over the training split."),
-    click.option("--batch-size", type=click.IntRange(2), default=128, show_default=True,
-                 help="Samples an optimizer step."),
-    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), default="sgd", show_default=True,
-                 help="sgd has Nesterov momentum 0.9."),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
-                 help="Highest learning rate; after a warm-up epoch a cosine takes it to 0."),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True,
-                 help="Share of the target spread over all classes."),
-    click.option("--crop-padding", type=click.IntRange(0), default=0, show_default=True,
-                 help="Pixels a side of padding before a random crop."),
-    click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror half of the images."),
-    click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", show_default=True,
-                 help="auto takes bfloat16 where the processor has it."),
-)
-
-
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(size) for size in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
-
-
-shape_option = click.option("--input-shape", callback=_shape, metavar="C,H,W",
-                            help="Shape of one input, where neither model nor data tells.")
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -112,7 +62,7 @@ def main() -> None:
 @seed_option
 @common_options
 def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
-    """Train MODEL on labelled data; keep its best epoch.
+    r"""Train MODEL on labelled data; keep its best epoch.
 
     \b
     onnxpress finetune timm:resnet18 --data photos/ --epochs 20 -o runs/resnet18
@@ -123,7 +73,7 @@ def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> 
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
         from core.whole_output import refuse_overwrite
-        from recipe import save_trained
+        from runner import save_trained
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
@@ -142,10 +92,20 @@ def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> 
 @click.argument("student")
 @click.option("--teacher", required=True, help="Any model, an .onnx file included.")
 @data_option
-@click.option("--temperature", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
-              help="T, which softens both distributions.")
-@click.option("--kd-ratio", type=RATIO, default=0.9, show_default=True,
-              help="Share of the teacher's loss; the rest is the labels'.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    help="T, which softens both distributions.",
+)
+@click.option(
+    "--kd-ratio",
+    type=RATIO,
+    default=0.9,
+    show_default=True,
+    help="Share of the teacher's loss; the rest is the labels'.",
+)
 @click.option("--init-from-teacher", is_flag=True, help="Start from the teacher's tensors of the same name and shape.")
 @train_options
 @output_options
@@ -153,7 +113,7 @@ def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> 
 @runtime_options
 @common_options
 def distill(student: str, teacher: str, data: str, output: Path, force: bool, **given: Any) -> None:
-    """Train STUDENT on a teacher's logits and the labels; keep its best epoch.
+    r"""Train STUDENT on a teacher's logits and the labels; keep its best epoch.
 
     \b
     onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos/ --epochs 20 -o runs/student
@@ -164,7 +124,7 @@ def distill(student: str, teacher: str, data: str, output: Path, force: bool, **
         from core.data_reference import load_data
         from core.model_reference import load_model, load_torch_model
         from core.whole_output import refuse_overwrite
-        from recipe import save_trained
+        from runner import save_trained
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
@@ -182,26 +142,42 @@ def distill(student: str, teacher: str, data: str, output: Path, force: bool, **
 
 @main.command()
 @click.argument("model")
-@click.option("--pruning-ratio", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Share of channels to remove.")
-@click.option("--speedup", type=click.FloatRange(1, min_open=True),
-              help="Instead: factor by which the MACs are to fall. The report says what ONNX Runtime measured.")
-@click.option("--importance", type=click.Choice(["magnitude", "taylor", "bn"]), default="magnitude",
-              show_default=True, help="Which channels matter; taylor needs --data.")
-@click.option("--allocation", type=click.Choice(["global", "uniform"]), default="global", show_default=True,
-              help="Rank the channels of all layers together, or take the same share of each.")
-@click.option("--round-to", type=click.IntRange(1), default=1, show_default=True,
-              help="Keep channel counts at multiples of this.")
+@click.option(
+    "--pruning-ratio", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of channels to remove."
+)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(1, min_open=True),
+    help="Instead: factor by which the MACs are to fall. The report says what ONNX Runtime measured.",
+)
+@click.option(
+    "--importance",
+    type=click.Choice(["magnitude", "taylor", "bn"]),
+    default="magnitude",
+    show_default=True,
+    help="Which channels matter; taylor needs --data.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["global", "uniform"]),
+    default="global",
+    show_default=True,
+    help="Rank the channels of all layers together, or take the same share of each.",
+)
+@click.option(
+    "--round-to", type=click.IntRange(1), default=1, show_default=True, help="Keep channel counts at multiples of this."
+)
 @click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable.")
-@click.option("--data", help=f"For taylor, batch-norm statistics and accuracies: {data_help}")
+@click.option("--data", help=f"For taylor, batch-norm statistics and accuracies: {DATA_HELP}")
 @shape_option
 @output_options
 @seed_option
 @runtime_options
 @common_options
-def prune(model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool,
-          **given: Any) -> None:
-    """Remove whole channels from MODEL.
+def prune(
+    model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
+) -> None:
+    r"""Remove whole channels from MODEL.
 
     \b
     onnxpress prune runs/student --pruning-ratio 0.3 --data photos/ -o runs/pruned
@@ -213,30 +189,37 @@ def prune(model: str, data: str | None, input_shape: tuple[int, ...] | None, out
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
         from core.whole_output import refuse_overwrite
-        from recipe import save_trained, torch_speedup
+        from runner import save_trained, torch_speedup
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data) if data else None
         measure = torch_speedup(options.pop("provider"), options.pop("threads"))
-        result = prune(load_torch_model(model, loaded, input_shape, options["seed"]), PruneConfig(**options),
-                       data=loaded, measure_speedup=measure, progress=progress)
+        result = prune(
+            load_torch_model(model, loaded, input_shape, options["seed"]),
+            PruneConfig(**options),
+            data=loaded,
+            measure_speedup=measure,
+            progress=progress,
+        )
         save_trained(result.model, result.report, output)
     _render(result.report, given)
 
 
 @main.command()
 @click.argument("model")
-@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True,
-              help="Version of the ONNX operator set.")
+@click.option(
+    "--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="Version of the ONNX operator set."
+)
 @click.option("--atol", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
 @click.option("--rtol", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
-@click.option("--data", help=f"Tells a fresh model its classes and input: {data_help}")
+@click.option("--data", help=f"Tells a fresh model its classes and input: {DATA_HELP}")
 @shape_option
 @output_options
 @common_options
-def export(model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool,
-           **given: Any) -> None:
-    """Write MODEL as an .onnx file, verified against it at batch 1, 2 and 7.
+def export(
+    model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
+) -> None:
+    r"""Write MODEL as an .onnx file, verified against it at batch 1, 2 and 7.
 
     \b
     onnxpress export runs/student -o student.onnx
@@ -259,16 +242,24 @@ def export(model: str, data: str | None, input_shape: tuple[int, ...] | None, ou
 @click.option("--activation-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine.")
 @click.option("--weight-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine.")
 @click.option("--per-channel/--no-per-channel", default=True, show_default=True, help="One weight scale per channel.")
-@click.option("--calibration-method", type=click.Choice(["minmax", "entropy", "percentile"]), default="minmax",
-              show_default=True, help="How a range follows from what was seen.")
-@click.option("--calibration-samples", type=click.IntRange(1), default=512, show_default=True,
-              help="Training samples to look at.")
-@click.option("--exclude", "nodes_to_exclude", multiple=True, metavar="NODE", help="Leave this node in float; repeatable.")
+@click.option(
+    "--calibration-method",
+    type=click.Choice(["minmax", "entropy", "percentile"]),
+    default="minmax",
+    show_default=True,
+    help="How a range follows from what was seen.",
+)
+@click.option(
+    "--calibration-samples", type=click.IntRange(1), default=512, show_default=True, help="Training samples to look at."
+)
+@click.option(
+    "--exclude", "nodes_to_exclude", multiple=True, metavar="NODE", help="Leave this node in float; repeatable."
+)
 @output_options
 @runtime_options
 @common_options
 def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
-    """Quantize MODEL.onnx to static int8 (QDQ), calibrated on training samples.
+    r"""Quantize MODEL.onnx to static int8 (QDQ), calibrated on training samples.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx
@@ -279,29 +270,42 @@ def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> 
         from core.model_reference import load_onnx_model
         from core.whole_output import refuse_overwrite
         from export.verify import VerifyConfig
-        from recipe import onnx_speedup, verify_on
+        from runner import onnx_speedup, verify_on
 
         refuse_overwrite(output, force=force)
         loaded, provider, threads = load_data(data), options["provider"], options.pop("threads")
-        result = quantize(load_onnx_model(model), loaded, output, QuantizeConfig(**options),
-                          verify=verify_on(loaded, VerifyConfig(provider=provider, threads=threads)),
-                          measure_speedup=onnx_speedup(provider, threads), progress=progress, force=force)
+        result = quantize(
+            load_onnx_model(model),
+            loaded,
+            output,
+            QuantizeConfig(**options),
+            verify=verify_on(loaded, VerifyConfig(provider=provider, threads=threads)),
+            measure_speedup=onnx_speedup(provider, threads),
+            progress=progress,
+            force=force,
+        )
     _render(result.report, given)
 
 
 @main.command()
 @click.argument("candidate")
 @click.option("--reference", required=True, help="What is right: any model.")
-@click.option("--atol", type=click.FloatRange(0), help="Absolute tolerance; 1e-4 for float files unless limits are given.")
-@click.option("--rtol", type=click.FloatRange(0), help="Relative tolerance; 1e-3 for float files unless limits are given.")
-@click.option("--min-sqnr-db", type=float, help="Least signal-to-noise ratio; 10 for int8 files unless limits are given.")
+@click.option(
+    "--atol", type=click.FloatRange(0), help="Absolute tolerance; 1e-4 for float files unless limits are given."
+)
+@click.option(
+    "--rtol", type=click.FloatRange(0), help="Relative tolerance; 1e-3 for float files unless limits are given."
+)
+@click.option(
+    "--min-sqnr-db", type=float, help="Least signal-to-noise ratio; 10 for int8 files unless limits are given."
+)
 @click.option("--min-agreement", type=click.FloatRange(0, 100), help="Least share of equal top-1 classes, in percent.")
 @optional_data
 @seed_option
 @runtime_options
 @common_options
 def verify(candidate: str, reference: str, data: str | None, **given: Any) -> None:
-    """Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
+    r"""Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
 
     \b
     onnxpress verify student.int8.onnx --reference student.onnx --data photos/ --min-agreement 98
@@ -319,7 +323,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 
 @main.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--data", help=f"Measure accuracy on its test split too: {data_help}")
+@click.option("--data", help=f"Measure accuracy on its test split too: {DATA_HELP}")
 @click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples a run.")
 @click.option("--iterations", type=click.IntRange(1), default=700, show_default=True, help="Timed runs of each model.")
 @click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Rounds they are spread over.")
@@ -327,7 +331,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 @runtime_options
 @common_options
 def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
-    """Measure several MODELS.onnx interleaved; the first is the baseline.
+    r"""Measure several MODELS.onnx interleaved; the first is the baseline.
 
     \b
     onnxpress bench teacher.onnx student.onnx student.int8.onnx --data photos/ --threads 1
@@ -338,7 +342,9 @@ def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
         from core.model_reference import load_onnx_model
 
         config = BenchConfig(**options)
-        report = bench([load_onnx_model(model) for model in models], config, load_data(data) if data else None, progress)
+        report = bench(
+            [load_onnx_model(model) for model in models], config, load_data(data) if data else None, progress
+        )
     _render(report, given)
 
 
@@ -346,19 +352,22 @@ def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
 @click.argument("recipe", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder of the run; default runs/NAME.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what is done already.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
-              help="Override stage.key, gate.key or data; repeatable.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override stage.key, gate.key or data; repeatable."
+)
 @common_options
 def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:
-    """Run RECIPE.toml, skipping stages that are done; exit 3 when its gate is missed.
+    r"""Run RECIPE.toml, skipping stages that are done; exit 3 when its gate is missed.
 
     \b
     onnxpress run digits
     onnxpress run recipes/cifar10-resnet56.toml --set data=cifar10.npz
     """
     with _session(given) as (_, progress):
-        from recipe import load_recipe, plan, require_gate
-        from recipe import run as run_recipe
+        from bench.gate import require_bars
+        from recipe import load_recipe
+        from runner import plan
+        from runner import run as run_recipe
         from terminal import show_plan
 
         loaded = load_recipe(recipe, overrides)
@@ -368,7 +377,7 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
             return
         report = run_recipe(loaded, folder, progress=progress)
     _render(report, given)
-    require_gate(report)
+    require_bars(report.bars)
 
 
 @main.command()
@@ -380,8 +389,8 @@ def inspect(model: str, data: str | None, input_shape: tuple[int, ...] | None, *
     """Say what MODEL is: inputs, operators, parameters, MACs, size, history."""
     with _session(given):
         from core.data_reference import load_data
-        from core.model_reference import load_model
         from core.describe import describe
+        from core.model_reference import load_model
 
         report = describe(load_model(model, load_data(data) if data else None, input_shape))
     _render(report, given)

@@ -1,4 +1,4 @@
-"""What the command line shows a person: progress, reports as tables, and log lines. Everything goes to stderr but reports."""
+"""What the command line shows a person: reports as tables on stdout; progress and log lines on stderr."""
 
 import logging
 import sys
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PLAIN_LINE_SECONDS = 10.0
-OUR_LOGGERS = ("recipe", "core", "compress", "export", "bench")
+OUR_LOGGERS = ("recipe", "runner", "core", "compress", "export", "bench")
 
 
 def set_up_logging(*, verbose: bool, quiet: bool) -> None:
@@ -38,9 +38,7 @@ def progress_shown(*, quiet: bool) -> Iterator[Callable[[str, int, int, str], No
 
 def show_report(report: Any) -> None:
     """Print a report as tables on stdout."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True)
+    console = _console()
     if report.stage == "run":
         console.print(_stages_table(report))
         if report.bench is not None:
@@ -57,13 +55,11 @@ def show_report(report: Any) -> None:
 
 def show_plan(stages: list[tuple[Any, bool]]) -> None:
     """Print the stages of a recipe and which are done."""
-    from rich.console import Console
-
     table = _table("stage", "kind", "from", "state")
     for stage, is_done in stages:
         named = ", ".join(f"{role}={value}" for role, value in stage.references.items())
         table.add_row(stage.name, stage.kind, named, "done" if is_done else "to do")
-    Console(soft_wrap=True).print(table)
+    _console().print(table)
 
 
 def bench_markdown(report: Any) -> str:
@@ -80,8 +76,15 @@ def _bench_cells(report: Any) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in report.rows:
         p99 = "-" if row.latency.p99_ms is None else f"{row.latency.p99_ms:.3f}"
-        cells = [row.name, f"{row.latency.p50_ms:.3f}", f"{row.latency.p90_ms:.3f}", p99, f"{row.throughput:.0f}",
-                 f"{row.speedup:.2f}x", f"{row.size_bytes / 1024:.0f}"]
+        cells = [
+            row.name,
+            f"{row.latency.p50_ms:.3f}",
+            f"{row.latency.p90_ms:.3f}",
+            p99,
+            f"{row.throughput:.0f}",
+            f"{row.speedup:.2f}x",
+            f"{row.size_bytes / 1024:.0f}",
+        ]
         rows.append([*cells, f"{row.accuracy:.2f}"] if with_accuracy else cells)
     return [*header, "accuracy %"] if with_accuracy else header, rows
 
@@ -113,8 +116,7 @@ def _one_line(fields: dict[str, Any]) -> str:
         "measured_speedup": "{:.2f}x faster",
         "size_bytes": "{} bytes",
     }
-    found = [text.format(fields[name]) for name, text in words.items()
-             if isinstance(fields.get(name), (int, float))]
+    found = [text.format(fields[name]) for name, text in words.items() if isinstance(fields.get(name), (int, float))]
     if fields.get("comparisons"):
         found.append(f"largest error {max(one['max_abs_err'] for one in fields['comparisons']):.2g}")
     return ", ".join(found)
@@ -140,13 +142,22 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _console() -> Any:
+    """Make the console of stdout; where that is no terminal, wide enough for every table."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
 def _table(*header: str) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, overflow="fold", justify="left" if index == 0 or name in _TEXT else "right")
+        table.add_column(
+            name, overflow="fold", no_wrap=index == 0, justify="left" if index == 0 or name in _TEXT else "right"
+        )
     return table
 
 
@@ -158,8 +169,14 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-               TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, Any] = {}
 
@@ -176,16 +193,16 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
 
 
 def _plain_lines() -> Callable[[str, int, int, str], None]:
-    started: dict[str, float] = {}
+    started: dict[str, tuple[float, int]] = {}
     last = [time.monotonic()]
 
     def show(description: str, done: int, total: int, unit: str) -> None:
         now = time.monotonic()
-        begun = started.setdefault(description, now)
-        if now - last[0] < PLAIN_LINE_SECONDS:
+        first_seen, done_then = started.setdefault(description, (now, done))
+        if done == done_then or now - last[0] < PLAIN_LINE_SECONDS:
             return
         last[0] = now
-        rate = done / max(now - begun, 1e-9)
+        rate = (done - done_then) / (now - first_seen)
         sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left\n")
 
     return show

@@ -42,7 +42,9 @@ class BenchConfig:
         require(self.iterations >= 1, f"iterations is {self.iterations}; it must be at least 1")
         require(1 <= self.rounds <= self.iterations, f"rounds is {self.rounds}; it must be 1 to iterations")
         require(self.threads >= 0, f"threads is {self.threads}; it must not be negative")
-        require(self.split in ("train", "validation", "test"), f"split is {self.split!r}; it is train, validation or test")
+        require(
+            self.split in ("train", "validation", "test"), f"split is {self.split!r}; it is train, validation or test"
+        )
 
 
 class BenchRow(BaseModel, frozen=True):

@@ -80,7 +80,9 @@ def summary(times_ms: Sequence[float]) -> Latency:
     )
 
 
-def measure_speedup(baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int) -> float:
+def measure_speedup(
+    baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
+) -> float:
     """Return the baseline's p50 over the candidate's, from interleaved runs."""
     first, second = measure_latencies(
         [baseline.path, candidate.path],

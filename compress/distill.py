@@ -42,7 +42,7 @@ class DistillConfig(TrainConfig):
     threads: int = 0
 
     def __post_init__(self) -> None:
-        super(DistillConfig, self).__post_init__()  # noqa: UP008 - slots=True makes a new class, which breaks super()
+        super(DistillConfig, self).__post_init__()
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
         require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
 

@@ -46,8 +46,6 @@ def finetune(
         return functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
 
     key = digest_of(["finetune", asdict(config), parent, data.fingerprint])
-    module, report = train(
-        model, data, config, loss, stage="finetune", key=key, workspace=workspace, progress=progress
-    )
+    module, report = train(model, data, config, loss, stage="finetune", key=key, workspace=workspace, progress=progress)
     done = step("finetune", asdict(config), parent=parent, data=data.fingerprint)
     return Result(replace(model, module=module, history=(*model.history, done)), report)

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from compress.batch_norm import re_estimate_batch_norm
-from core.describe import num_macs
 from core.data import Data, batches
+from core.describe import num_macs
 from core.errors import GateMissedError, ToolError, did_you_mean, require
 from core.history import step
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
-from core.pruning_plan import architecture, difference, PruningPlan
+from core.pruning_plan import PruningPlan, architecture, difference
 from core.result import Report, Result
 from core.torch_model import TorchModel, example_inputs, num_params, run_once, torch_digest
 from core.trace_failure import failing_module
@@ -63,12 +63,13 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         require((self.pruning_ratio is None) != (self.speedup is None), "give one of pruning_ratio and speedup")
-        require(self.pruning_ratio is None or 0 < self.pruning_ratio < 1,
-                f"pruning_ratio is {self.pruning_ratio}; it must be in (0, 1)")
+        require(
+            self.pruning_ratio is None or 0 < self.pruning_ratio < 1,
+            f"pruning_ratio is {self.pruning_ratio}; it must be in (0, 1)",
+        )
         require(self.speedup is None or self.speedup > 1, f"speedup is {self.speedup}; it must be above 1")
         require(self.round_to >= 1, f"round_to is {self.round_to}; it must be at least 1")
-        require(0 < self.max_pruning_ratio <= 1,
-                f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
+        require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
 
 
 class LayerReport(BaseModel, frozen=True):
@@ -139,8 +140,10 @@ def prune(
         model,
         module=module,
         plan=_combined(model.plan, before, module),
-        history=(*model.history, step("prune", asdict(config), parent=torch_digest(model),
-                                      data=data.fingerprint if data else None)),
+        history=(
+            *model.history,
+            step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint if data else None),
+        ),
     )
     accuracies = _recover(model, pruned, data)
     macs = (num_macs(model, model.module), num_macs(model, module))
@@ -184,8 +187,10 @@ def _pruned(
         pruner.step()
     except Exception as error:
         where = failing_module(original, inputs, _trace)
-        raise ToolError(f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
-                        f"leave it whole with --ignore {where or 'MODULE'}") from error
+        raise ToolError(
+            f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
+            f"leave it whole with --ignore {where or 'MODULE'}"
+        ) from error
     module.eval()
     run_once(replace(model, module=module))
     return module
@@ -215,8 +220,10 @@ def _prune_to_macs(
             low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
-        raise GateMissedError(f"{speedup}x fewer MACs is out of reach: {closest:.2f}x is the closest within "
-                              f"max_pruning_ratio {config.max_pruning_ratio}; raise that or ignore fewer modules")
+        raise GateMissedError(
+            f"{speedup}x fewer MACs is out of reach: {closest:.2f}x is the closest within "
+            f"max_pruning_ratio {config.max_pruning_ratio}; raise that or ignore fewer modules"
+        )
     return best
 
 
@@ -235,7 +242,9 @@ def _classifiers(model: TorchModel) -> list[str]:
             handle.remove()
     last = [path for path, width in order if width == num_classes][-1:]
     if not last:
-        raise ToolError(f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore")
+        raise ToolError(
+            f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
+        )
     return last
 
 
@@ -252,7 +261,7 @@ def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | Non
         raise ToolError("importance 'taylor' needs the gradient of the loss on samples; give --data")
     module.zero_grad()
     for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=TAYLOR_SAMPLES):
-        functional.cross_entropy(module(inputs), targets).backward()
+        torch.autograd.backward(functional.cross_entropy(module(inputs), targets))
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:
@@ -281,7 +290,7 @@ def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]
     layers = []
     for path, module in original.named_modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            width, left = module.weight.shape[0], after[path].weight.shape[0]  # type: ignore[union-attr]
+            width, left = module.weight.shape[0], after[path].weight.shape[0]
             if width != left:
                 layers.append(LayerReport(name=path, channels=width, channels_left=left))
     return tuple(layers)

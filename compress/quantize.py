@@ -2,17 +2,18 @@
 
 import platform
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
+import torch
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import BaseModel, SerializeAsAny
 
-from core.data import Data, batches
+from core.data import Data, batches, spread
 from core.errors import ToolError, did_you_mean, require
 from core.history import step
 from core.machine import int8_instructions
@@ -30,8 +31,6 @@ Verify = Callable[[OnnxModel, OnnxModel], Report]
 """Compares the second file with the first; raises `GateMissedError` when it is too far off."""
 
 CALIBRATION_BATCH = 32
-# Intermediate outputs ONNX Runtime keeps before it folds them into the ranges; without it memory grows with the data.
-CALIBRATION_MAX_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +58,9 @@ class QuantizeConfig:
     nodes_to_exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        require(self.calibration_samples >= 1,
-                f"calibration_samples is {self.calibration_samples}; it must be at least 1")
+        require(
+            self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
+        )
 
 
 class Layout(BaseModel, frozen=True):
@@ -97,17 +97,31 @@ def fast_layout(provider: str) -> Layout:
     """
     name = provider_name(provider)
     if name == "CUDAExecutionProvider":
-        raise ToolError("ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
-                        "is slower there than float32; quantize for --provider cpu, or give both types explicitly")
+        raise ToolError(
+            "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
+            "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
+        )
     instructions = int8_instructions()
     if platform.machine().lower() in ("arm64", "aarch64"):
-        return Layout(activation_type="int8", weight_type="int8", reduce_range=False,
-                      reason=f"ARM kernels multiply int8 by int8 ({', '.join(instructions) or 'no dot product'})")
+        return Layout(
+            activation_type="int8",
+            weight_type="int8",
+            reduce_range=False,
+            reason=f"ARM kernels multiply int8 by int8 ({', '.join(instructions) or 'no dot product'})",
+        )
     if instructions:
-        return Layout(activation_type="uint8", weight_type="int8", reduce_range=False,
-                      reason=f"x86 multiplies uint8 by int8 ({', '.join(instructions)}); int8 by int8 has no kernel")
-    return Layout(activation_type="uint8", weight_type="int8", reduce_range=True,
-                  reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not")
+        return Layout(
+            activation_type="uint8",
+            weight_type="int8",
+            reduce_range=False,
+            reason=f"x86 multiplies uint8 by int8 ({', '.join(instructions)}); int8 by int8 has no kernel",
+        )
+    return Layout(
+        activation_type="uint8",
+        weight_type="int8",
+        reduce_range=True,
+        reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not",
+    )
 
 
 def quantize(
@@ -159,11 +173,16 @@ def quantize(
                 per_channel=config.per_channel,
                 nodes_to_exclude=list(config.nodes_to_exclude),
                 calibrate_method=_METHODS[config.calibration_method],
-                extra_options={"CalibMaxIntermediateOutputs": CALIBRATION_MAX_BATCHES},
+                extra_options={"CalibStridedMinMax": 1},
             )
-        _write_metadata(part, model, step("quantize", asdict(config) | {"layout": layout.model_dump()},
-                                          parent=model.sha256, data=data.fingerprint))
-        candidate = open_onnx(part)
+        _write_metadata(
+            part,
+            model,
+            step(
+                "quantize", asdict(config) | {"layout": layout.model_dump()}, parent=model.sha256, data=data.fingerprint
+            ),
+        )
+        candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
         speedup = measure_speedup(model, candidate) if measure_speedup else None
     made = open_onnx(output)
@@ -178,38 +197,60 @@ def quantize(
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
-    """Feeds calibration batches one at a time."""
+    """Feeds calibration batches, a stride at a time: ONNX Runtime folds each stride into the ranges and forgets it.
+
+    Its other limit on memory, ``CalibMaxIntermediateOutputs``, drops what it collected without folding it.
+    """
 
     def __init__(
         self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int, progress: Progress
     ) -> None:
-        batch_size = model.inputs[0].shape[0]
-        size = batch_size if isinstance(batch_size, int) else CALIBRATION_BATCH
+        fixed = model.inputs[0].shape[0]
+        self._batch_size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
         self._name = model.inputs[0].name
         split = data.split("train")
-        self._num_batches = -(-min(num_samples, len(split)) // size)
-        self._batches = enumerate(batches(split, preprocessing, size, limit=num_samples))
+        self._split = split.take(spread(len(split), num_samples))
+        self._preprocessing = preprocessing
         self._progress = progress
+        self._next, self._end = 0, len(self)
+
+    def __len__(self) -> int:
+        return -(-len(self._split) // self._batch_size)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Feed the batches from `start_index` up to `end_index`."""
+        self._next, self._end = start_index, end_index
 
     def get_next(self) -> dict[str, Any] | None:
-        for index, (inputs, _) in self._batches:
-            self._progress("calibrate", index + 1, self._num_batches, "batches")
-            return {self._name: inputs.numpy()}
-        return None
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.get_next, None)
+        """Return the next batch of the range, or None at its end."""
+        if self._next >= self._end:
+            return None
+        first = self._next * self._batch_size
+        self._next += 1
+        self._progress("calibrate", self._next, len(self), "batches")
+        chosen = self._split.take(torch.arange(first, min(first + self._batch_size, len(self._split))))
+        inputs, _ = next(batches(chosen, self._preprocessing, self._batch_size))
+        return {self._name: inputs.numpy()}
 
 
 def _layout(config: QuantizeConfig) -> Layout:
     if config.activation_type and config.weight_type:
         reduce_range = bool(config.reduce_range)
-        return Layout(activation_type=config.activation_type, weight_type=config.weight_type,
-                      reduce_range=reduce_range, reason="as asked for")
+        return Layout(
+            activation_type=config.activation_type,
+            weight_type=config.weight_type,
+            reduce_range=reduce_range,
+            reason="as asked for",
+        )
     chosen = fast_layout(config.provider)
-    asked = {name: value for name in ("activation_type", "weight_type", "reduce_range")
-             if (value := getattr(config, name)) is not None}
-    return chosen.model_copy(update=asked | ({"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"} if asked else {}))
+    asked = {
+        name: value
+        for name in ("activation_type", "weight_type", "reduce_range")
+        if (value := getattr(config, name)) is not None
+    }
+    return chosen.model_copy(
+        update=asked | ({"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"} if asked else {})
+    )
 
 
 def _check_nodes(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
@@ -229,8 +270,13 @@ def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> N
 
 def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
     proto = onnx.load(path)
-    explain(proto, history=(*parent.history, done), inputs=parent.inputs, preprocessing=parent.preprocessing,
-            labels=parent.labels)
+    explain(
+        proto,
+        history=(*parent.history, done),
+        inputs=parent.inputs,
+        preprocessing=parent.preprocessing,
+        labels=parent.labels,
+    )
     onnx.save(proto, path)
 
 

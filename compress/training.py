@@ -131,7 +131,7 @@ def train(
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     train_split, validation = data.split("train"), data.split("validation")
-    module = copy.deepcopy(student.module).to(device, memory_format=torch.channels_last)
+    module = copy.deepcopy(student.module).to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
@@ -171,13 +171,18 @@ def train(
         seconds, mean_loss = time.perf_counter() - started, float(total_loss) / num_steps
         _require_finite(mean_loss, epoch, config.lr)
         measured = evaluate(module, validation, student.preprocessing, device, use_bfloat16=use_bfloat16)
-        _note_epoch(state, module, measured, {
-            "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": mean_loss,
-            "validation_accuracy": measured,
-            "samples_per_second": num_steps * config.batch_size / seconds,
-        })
+        _note_epoch(
+            state,
+            module,
+            measured,
+            {
+                "epoch": epoch + 1,
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": mean_loss,
+                "validation_accuracy": measured,
+                "samples_per_second": num_steps * config.batch_size / seconds,
+            },
+        )
         if workspace and accelerator.is_main_process:
             save_state(workspace, key, state, module, optimizer, generator)
             with whole_file(workspace / "metrics.jsonl") as part:
@@ -195,7 +200,7 @@ def train(
         samples_per_second=sum(rates) / len(rates),
         metrics=tuple(state.metrics),
     )
-    return module.to("cpu", memory_format=torch.contiguous_format).eval(), report
+    return module.to("cpu").to(memory_format=torch.contiguous_format).eval(), report
 
 
 def evaluate(
@@ -234,8 +239,9 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
 
 def _require_finite(loss: float, epoch: int, lr: float) -> None:
     if not torch.isfinite(torch.tensor(loss)):
-        raise ToolError(f"the training loss became {loss} in epoch {epoch + 1}; lower --lr (it is {lr}) or raise "
-                        "the warm-up")
+        raise ToolError(
+            f"the training loss became {loss} in epoch {epoch + 1}; lower --lr (it is {lr}) or raise the warm-up"
+        )
 
 
 def _layout(images: Tensor) -> torch.memory_format:
@@ -246,7 +252,7 @@ def _use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     from core.machine import has_bfloat16
 
     return device.type == "cpu" and has_bfloat16()

@@ -69,8 +69,10 @@ def save_state(
         "metrics": state.metrics,
         "optimizer": scalars,
     }
-    payload = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
-                   metadata={"state": json.dumps(described)})
+    payload = save(
+        {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
+        metadata={"state": json.dumps(described)},
+    )
     with whole_file(folder / "state.safetensors") as part:
         part.write_bytes(payload)
 
@@ -92,8 +94,7 @@ def load_state(
     student.load_state_dict(_under("student", tensors))
     restored = optimizer.state_dict()
     restored["state"] = {
-        int(index): _under(f"optimizer.{index}", tensors) | scalars
-        for index, scalars in described["optimizer"].items()
+        int(index): _under(f"optimizer.{index}", tensors) | scalars for index, scalars in described["optimizer"].items()
     }
     optimizer.load_state_dict(restored)
     generator.set_state(tensors["generator"])
@@ -125,4 +126,6 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")}
+    return {
+        name.removeprefix(f"{prefix}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}/")
+    }

@@ -124,8 +124,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
         if name not in expected:
             raise ToolError(f"{path} holds {name!r}, which the model does not have.{did_you_mean(name, expected)}")
         if tensor.shape != expected[name].shape:
-            raise ToolError(f"{path}: {name!r} has shape {tuple(tensor.shape)}, "
-                            f"the model's has {tuple(expected[name].shape)}")
+            raise ToolError(
+                f"{path}: {name!r} has shape {tuple(tensor.shape)}, the model's has {tuple(expected[name].shape)}"
+            )
     module.load_state_dict(tensors, strict=False)
 
 
@@ -138,8 +139,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise ToolError(f"{path} does not exist")
     if path.suffix != ".safetensors":
-        raise ToolError(f"{path} is not a .safetensors file; convert it with safetensors.torch.save_file "
-                        "(pickled weights can run code when they are read, so they are not)")
+        raise ToolError(
+            f"{path} is not a .safetensors file; convert it with safetensors.torch.save_file "
+            "(pickled weights can run code when they are read, so they are not)"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
@@ -150,8 +153,10 @@ def _locate_factory(folder: Path, source: Source) -> Path:
     assert source.file is not None
     file = (folder.absolute() / source.file).resolve()
     if not file.exists():
-        raise ToolError(f"{folder} was built by {source.name} in {file}, which does not exist; "
-                        "a checkpoint of a FILE.py:FACTORY needs that file at the same place relative to it")
+        raise ToolError(
+            f"{folder} was built by {source.name} in {file}, which does not exist; "
+            "a checkpoint of a FILE.py:FACTORY needs that file at the same place relative to it"
+        )
     if source.file_sha256 is not None and file_sha256(file) != source.file_sha256:
         logger.warning("%s has changed since %s was built from it", file, folder)
     return file
@@ -171,5 +176,3 @@ def _without_shared_memory(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _first_line(error: ValidationError) -> str:
     first: Any = error.errors()[0]
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-

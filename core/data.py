@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,10 @@ SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out
 class Samples(Protocol):
     """Raw samples that can be fetched in any order."""
 
-    num_workers: int
-    """Worker processes worth starting to fetch batches; 0 when fetching is a memory copy."""
+    @property
+    def num_workers(self) -> int:
+        """Worker processes worth starting to fetch batches; 0 when fetching is a memory copy."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -154,7 +156,9 @@ def array_samples(array: npt.NDArray[np.generic], name: str) -> ArraySamples:
     return ArraySamples(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
 
 
-def check_targets(targets: npt.NDArray[np.generic], num_samples: int, labels: Sequence[str] | None, name: str) -> Tensor:
+def check_targets(
+    targets: npt.NDArray[np.generic], num_samples: int, labels: Sequence[str] | None, name: str
+) -> Tensor:
     """Check class indices and return them as int64 (N,).
 
     Raises:
@@ -163,8 +167,7 @@ def check_targets(targets: npt.NDArray[np.generic], num_samples: int, labels: Se
     if targets.shape != (num_samples,):
         raise ToolError(f"{name} has shape {targets.shape}, but there are {num_samples} samples: one class index each")
     if not np.issubdtype(targets.dtype, np.integer):
-        if not (np.issubdtype(targets.dtype, np.floating) and np.isfinite(targets).all() and (targets % 1 == 0).all()):
-            raise ToolError(f"{name} is {targets.dtype}: class indices are whole numbers without NaN")
+        raise ToolError(f"{name} is {targets.dtype}: class indices are integers")
     checked = targets.astype(np.int64)
     highest = len(labels) - 1 if labels is not None else np.inf
     outside = np.flatnonzero((checked < 0) | (checked > highest))
@@ -262,5 +265,5 @@ class _Fetched(Dataset[Batch]):
             return error
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -83,8 +83,10 @@ def _from_path(reference: Reference) -> Data:
         return _from_folder(path, reference)
     if path.suffix == ".npz":
         return _from_arrays(_read_npz(path), reference)
-    raise ToolError(f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, 'digits', "
-                    "torchvision:NAME or FILE.py:FACTORY")
+    raise ToolError(
+        f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, 'digits', "
+        "torchvision:NAME or FILE.py:FACTORY"
+    )
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -138,9 +140,7 @@ def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tupl
     )
 
 
-def _array_split(
-    arrays: Mapping[str, Array], split: str, labels: tuple[str, ...] | None, name: str
-) -> Split | None:
+def _array_split(arrays: Mapping[str, Array], split: str, labels: tuple[str, ...] | None, name: str) -> Split | None:
     if f"x_{split}" not in arrays:
         return None
     if f"y_{split}" not in arrays:
@@ -187,8 +187,10 @@ def _from_torchvision(reference: Reference) -> Data:
 
     factory = getattr(torchvision.datasets, reference.name, None)
     if not inspect.isclass(factory):
-        raise ToolError(f"torchvision has no data set {reference.name!r}."
-                        + did_you_mean(reference.name, torchvision.datasets.__all__))
+        raise ToolError(
+            f"torchvision has no data set {reference.name!r}."
+            + did_you_mean(reference.name, torchvision.datasets.__all__)
+        )
     arguments: dict[str, Any] = dict(reference.arguments)
     arguments.setdefault("root", os.environ.get("ONNXPRESS_DATA", Path.home() / ".cache" / "onnxpress"))
     parameters = inspect.signature(factory).parameters
@@ -213,8 +215,10 @@ def _from_factory(reference: Reference) -> Data:
     assert reference.file is not None
     made = call_factory(load_factory(reference.file, reference.name), dict(reference.arguments), reference.text)
     if not isinstance(made, Mapping) or not made:
-        raise ToolError(f"{reference.text} returned {type(made).__name__}; it must return a mapping: either x_train, "
-                        "y_train, x_test, y_test[, x_val, y_val, labels] or train, test[, val, labels] of torch datasets")
+        raise ToolError(
+            f"{reference.text} returned {type(made).__name__}; it must return a mapping: either x_train, "
+            "y_train, x_test, y_test[, x_val, y_val, labels] or train, test[, val, labels] of torch datasets"
+        )
     if any(name.startswith("x_") for name in made):
         data = _from_arrays({name: np.asarray(value) for name, value in made.items()}, reference)
     else:
@@ -231,6 +235,8 @@ def _from_datasets(datasets: Mapping[str, Dataset[Any]], reference: Reference, l
         try:
             arrays[f"x_{split}"] = np.stack([np.asarray(sample) for sample, _ in pairs])
         except ValueError as error:
-            raise ToolError(f"{reference.text}: the samples of {split} differ in shape ({error}); resize them") from error
+            raise ToolError(
+                f"{reference.text}: the samples of {split} differ in shape ({error}); resize them"
+            ) from error
         arrays[f"y_{split}"] = np.array([int(target) for _, target in pairs])
     return _from_arrays(arrays, reference, labels=tuple(str(label) for label in labels) if labels else None)

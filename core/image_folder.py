@@ -57,7 +57,8 @@ def decode(path: Path, mode: str) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            return pil_to_tensor(image.convert(mode))
+            decoded: Tensor = pil_to_tensor(image.convert(mode))
+            return decoded
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,10 +10,11 @@ from torch import nn
 from core.checkpoint import load_checkpoint, load_weights
 from core.data import Data, batches, spread
 from core.errors import ToolError
+from core.history import digest_of
 from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
 from core.preprocessing import Preprocessing
-from core.references import Argument, Reference, missing_path, parse_reference
+from core.references import Argument, Reference, existing_sha256, missing_path, parse_reference
 from core.torch_model import InputSpec, TorchModel, run_once
 
 PREFIXES = ("timm", "torchvision", "hf")
@@ -48,8 +50,10 @@ def load_model(
         return load_checkpoint(path)
     if not path.exists():
         raise missing_path(path)
-    raise ToolError(f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, FILE.py:FACTORY, "
-                    "a checkpoint folder or an .onnx file")
+    raise ToolError(
+        f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, FILE.py:FACTORY, "
+        "a checkpoint folder or an .onnx file"
+    )
 
 
 def load_torch_model(
@@ -62,8 +66,10 @@ def load_torch_model(
     """
     model = load_model(text, data, input_shape, seed)
     if isinstance(model, OnnxModel):
-        raise ToolError(f"{text} is an ONNX file, whose weights cannot be trained or pruned; "
-                        "name the torch model or checkpoint it was exported from")
+        raise ToolError(
+            f"{text} is an ONNX file, whose weights cannot be trained or pruned; "
+            "name the torch model or checkpoint it was exported from"
+        )
     return model
 
 
@@ -80,6 +86,23 @@ def load_onnx_model(text: str) -> OnnxModel:
     if reference.kind != "path" or path.suffix != ".onnx":
         raise ToolError(f"{text} is not an .onnx file; export it first: onnxpress export {text} -o MODEL.onnx")
     return open_onnx(path)
+
+
+def reference_digest(text: str) -> str:
+    """Return a digest that changes when what a reference names changes: its files' contents, its arguments.
+
+    Raises:
+        ToolError: A file it names does not exist.
+    """
+    reference = parse_reference(text, PREFIXES)
+    weights = reference.arguments.get("weights")
+    files = [Path(str(weights))] if weights is not None else []
+    if reference.file is not None:
+        files.append(reference.file)
+    elif reference.kind == "path":
+        path = Path(reference.name)
+        files += [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
+    return digest_of([reference.kind, reference.name, reference.arguments, [existing_sha256(file) for file in files]])
 
 
 def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...] | None, seed: int) -> TorchModel:
@@ -107,8 +130,10 @@ def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...]
     )
     num_classes = run_once(model).shape[1]
     if data is not None and num_classes != len(data.labels):
-        raise ToolError(f"{reference.text} has {num_classes} classes, {data.reference} has {len(data.labels)}; "
-                        f"build it with num_classes={len(data.labels)}")
+        raise ToolError(
+            f"{reference.text} has {num_classes} classes, {data.reference} has {len(data.labels)}; "
+            f"build it with num_classes={len(data.labels)}"
+        )
     labels = data.labels if data is not None else tuple(str(index) for index in range(num_classes))
     return replace(model, labels=labels)
 
@@ -126,8 +151,10 @@ def _input_of(
     shape = input_shape or (declared and tuple(declared["input_size"])) or data_shape
     if shape is None:
         if data is not None:
-            raise ToolError(f"the images of {data.reference} differ in size and {reference.text} does not say what "
-                            "it takes; add ',image_size=PIXELS' to the data to resize them")
+            raise ToolError(
+                f"the images of {data.reference} differ in size and {reference.text} does not say what "
+                "it takes; add ',image_size=PIXELS' to the data to resize them"
+            )
         raise ToolError(f"{reference.text} does not say what input it takes; give --data or --input-shape C,H,W")
     if data is not None and not data.is_image:
         return shape, Preprocessing()
@@ -154,10 +181,10 @@ def _fits(data: Data | None, shape: tuple[int, ...]) -> bool:
     return data is not None and data.sample_shape is not None and data.sample_shape[1:] == shape[1:]
 
 
-def _declared(module: nn.Module, reference: Reference) -> dict[str, object] | None:
+def _declared(module: nn.Module, reference: Reference) -> dict[str, Any] | None:
     """Return what an architecture declares of its input in timm's ``pretrained_cfg``, or torchvision's convention.
 
-    A user's factory may declare it alike: ``module.pretrained_cfg = {"input_size": (3, 32, 32), "mean": ..., "std": ...}``.
+    A user's factory may declare it alike: ``module.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (...), ...}``.
     """
     from timm.data import resolve_data_config
 
@@ -167,7 +194,7 @@ def _declared(module: nn.Module, reference: Reference) -> dict[str, object] | No
         declared = {"input_size": (3, side, side), "crop_pct": 0.875, "interpolation": "bilinear"}
     if not declared or "input_size" not in declared:
         return None
-    resolved: dict[str, object] = resolve_data_config(pretrained_cfg=declared)
+    resolved: dict[str, Any] = resolve_data_config(pretrained_cfg=declared)
     return resolved
 
 

@@ -35,6 +35,7 @@ class TensorSpec(BaseModel, frozen=True):
 class OnnxModel:
     """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make."""
 
+    name: str
     path: Path
     sha256: str
     inputs: tuple[TensorSpec, ...]
@@ -46,18 +47,17 @@ class OnnxModel:
     history: History
 
     @property
-    def name(self) -> str:
-        """The file's path, as the user knows it."""
-        return str(self.path)
-
-    @property
     def size_bytes(self) -> int:
         """The file's size."""
         return self.path.stat().st_size
 
 
-def open_onnx(path: Path) -> OnnxModel:
+def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
     """Read an .onnx file's graph and metadata.
+
+    Args:
+        path: The file.
+        name: What to call it, when it has not taken its place yet.
 
     Raises:
         ToolError: The file is missing, damaged, or has metadata under this tool's names that cannot be read.
@@ -68,6 +68,7 @@ def open_onnx(path: Path) -> OnnxModel:
     try:
         preprocessing = _json(metadata, "preprocessing")
         return OnnxModel(
+            name=name or str(path),
             path=path,
             sha256=file_sha256(path),
             inputs=tuple(_tensor_spec(value) for value in proto.graph.input if value.name not in weights),

@@ -34,7 +34,7 @@ def logits_of(model: TorchModel | OnnxModel, *, device: str = "cpu", provider: s
             return torch.from_numpy(run_session(session, inputs.cpu().numpy())).to(inputs.device)
 
         return run_onnx
-    module = copy.deepcopy(model.module).to(device, memory_format=torch.channels_last).eval()
+    module = copy.deepcopy(model.module).to(device).to(memory_format=torch.channels_last).eval()
 
     def run_torch(inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -44,8 +44,16 @@ def logits_of(model: TorchModel | OnnxModel, *, device: str = "cpu", provider: s
     return run_torch
 
 
-def predict(model: TorchModel | OnnxModel, data: Data, split: str, *, batch_size: int = 256,
-            limit: int | None = None, provider: str = "cpu", threads: int = 0) -> tuple[FloatArray, np.ndarray]:
+def predict(
+    model: TorchModel | OnnxModel,
+    data: Data,
+    split: str,
+    *,
+    batch_size: int = 256,
+    limit: int | None = None,
+    provider: str = "cpu",
+    threads: int = 0,
+) -> tuple[FloatArray, np.ndarray]:
     """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
 
     Raises:
@@ -61,8 +69,9 @@ def predict(model: TorchModel | OnnxModel, data: Data, split: str, *, batch_size
         targets.append(classes.numpy())
     found = np.concatenate(logits)
     if found.ndim != 2 or found.shape[1] != len(data.labels):
-        raise ToolError(f"{model.name} returns outputs of shape {found.shape[1:]}, {data.reference} has "
-                        f"{len(data.labels)} classes")
+        raise ToolError(
+            f"{model.name} returns outputs of shape {found.shape[1:]}, {data.reference} has {len(data.labels)} classes"
+        )
     return found, np.concatenate(targets)
 
 
@@ -81,8 +90,10 @@ def preprocessing_of(model: TorchModel | OnnxModel, data: Data) -> Preprocessing
         return model.preprocessing
     if not data.is_image:
         return Preprocessing()
-    raise ToolError(f"{model.name} does not say how images become its input (it was not exported by onnxpress); "
-                    "use data with float samples, already preprocessed")
+    raise ToolError(
+        f"{model.name} does not say how images become its input (it was not exported by onnxpress); "
+        "use data with float samples, already preprocessed"
+    )
 
 
 def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> None:
@@ -93,15 +104,18 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
     """
     taught = tuple(teacher.inputs[0].shape[1:] if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape)
     if taught != student.inputs[0].shape:
-        raise ToolError(f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
-                        f"{student.inputs[0].shape}; both must read the same samples")
-    if isinstance(teacher, OnnxModel):
-        num_classes = teacher.outputs[0].shape[-1]
-    else:
-        num_classes = len(teacher.labels)
+        raise ToolError(
+            f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
+            f"{student.inputs[0].shape}; both must read the same samples"
+        )
+    num_classes = teacher.outputs[0].shape[-1] if isinstance(teacher, OnnxModel) else len(teacher.labels)
     if num_classes != len(student.labels):
-        raise ToolError(f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
-                        f"{len(student.labels)}; the classes must be the same")
+        raise ToolError(
+            f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
+            f"{len(student.labels)}; the classes must be the same"
+        )
     if teacher.labels and teacher.labels != student.labels and set(teacher.labels) == set(student.labels):
-        raise ToolError(f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
-                        f"{student.labels}; logits would be matched wrongly")
+        raise ToolError(
+            f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
+            f"{student.labels}; logits would be matched wrongly"
+        )

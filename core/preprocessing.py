@@ -15,7 +15,7 @@ class Preprocessing(BaseModel, frozen=True):
     """Raw samples (N, C, H, W) uint8, or (N, ...) float, to float32 inputs.
 
     Attributes:
-        image_size: Height and width that images are resized and centre-cropped to; None for samples that are not images.
+        image_size: Height and width that images are resized and centre-cropped to; None for other samples.
         channels: Number of image channels the model takes; None for samples that are not images.
         crop_ratio: Share of the shorter side, after resizing, that the crop keeps.
         interpolation: Resampling filter, as torchvision names it.
@@ -67,13 +67,15 @@ def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _resize_and_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Resize so that the crop keeps `crop_ratio` of a side, then take the middle; squares keep the aspect ratio."""
     assert preprocessing.image_size is not None
     height, width = preprocessing.image_size
-    shorter = math.floor(min(height, width) / preprocessing.crop_ratio)
-    size = [shorter, shorter] if height == width else [round(side / preprocessing.crop_ratio) for side in (height, width)]
-    if height == width:  # keep the aspect ratio: the shorter side becomes `shorter`, the crop takes the middle
-        size = [shorter]
+    sides = [math.floor(side / preprocessing.crop_ratio) for side in (height, width)]
     resized = image_functional.resize(
-        images, size, interpolation=InterpolationMode(preprocessing.interpolation), antialias=True
+        images,
+        sides[:1] if height == width else sides,  # one number is the length of the shorter side
+        interpolation=InterpolationMode(preprocessing.interpolation),
+        antialias=True,
     )
-    return image_functional.center_crop(resized, [height, width])
+    cropped: Tensor = image_functional.center_crop(resized, [height, width])
+    return cropped

@@ -56,12 +56,16 @@ def replay(module: nn.Module, plan: PruningPlan) -> None:
     tensors = module.state_dict()
     for path in plan.attributes:
         if path not in children:
-            raise ToolError(f"the pruning plan names the module {path!r}, which the rebuilt model does not have; "
-                            "its source has changed since")
+            raise ToolError(
+                f"the pruning plan names the module {path!r}, which the rebuilt model does not have; "
+                "its source has changed since"
+            )
     for name in plan.shapes:
         if name not in tensors:
-            raise ToolError(f"the pruning plan names the tensor {name!r}, which the rebuilt model does not have; "
-                            "its source has changed since")
+            raise ToolError(
+                f"the pruning plan names the tensor {name!r}, which the rebuilt model does not have; "
+                "its source has changed since"
+            )
     for path, attributes in plan.attributes.items():
         for name, value in attributes.items():
             setattr(children[path], name, tuple(value) if isinstance(value, list) else value)

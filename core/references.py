@@ -49,8 +49,9 @@ def parse_reference(text: str, prefixes: Sequence[str]) -> Reference:
     if prefix in prefixes:
         return Reference(text, prefix, name, arguments)
     known = ", ".join(f"{known}:" for known in prefixes)
-    raise ToolError(f"{text!r}: unknown kind {prefix!r}; known are {known} and FILE.py:FACTORY."
-                    + did_you_mean(prefix, prefixes))
+    raise ToolError(
+        f"{text!r}: unknown kind {prefix!r}; known are {known} and FILE.py:FACTORY." + did_you_mean(prefix, prefixes)
+    )
 
 
 def load_factory(file: Path, name: str) -> Callable[..., Any]:
@@ -93,6 +94,17 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing_sha256(path: Path) -> str:
+    """Like `file_sha256`.
+
+    Raises:
+        ToolError: The file does not exist.
+    """
+    if not path.exists():
+        raise missing_path(path)
+    return file_sha256(path)
 
 
 def missing_path(path: Path) -> ToolError:

@@ -29,10 +29,14 @@ def provider_name(provider: str) -> str:
     if name in available:
         return name
     if provider in PROVIDERS:
-        raise ToolError(f"provider {provider!r}: the installed onnxruntime {onnxruntime.__version__} has no {name}; "
-                        "pip install onnxruntime-gpu (without onnxruntime beside it)")
-    raise ToolError(f"unknown provider {provider!r}.{did_you_mean(provider, [*PROVIDERS, *available])} "
-                    f"This onnxruntime has {', '.join(available)}")
+        raise ToolError(
+            f"provider {provider!r}: the installed onnxruntime {onnxruntime.__version__} has no {name}; "
+            "pip install onnxruntime-gpu (without onnxruntime beside it)"
+        )
+    raise ToolError(
+        f"unknown provider {provider!r}.{did_you_mean(provider, [*PROVIDERS, *available])} "
+        f"This onnxruntime has {', '.join(available)}"
+    )
 
 
 def open_session(path: Path, provider: str = "cpu", threads: int = 0) -> onnxruntime.InferenceSession:

@@ -116,8 +116,10 @@ def run_once(model: TorchModel) -> Tensor:
     except Exception as error:
         where = f"in its module {entered[-1]!r}" if entered and entered[-1] else "in its own forward"
         shape = model.inputs[0].shape
-        raise ToolError(f"{model.name} cannot run on an input of shape {shape}, {where}: {error}; "
-                        "give the shape it takes with --input-shape") from error
+        raise ToolError(
+            f"{model.name} cannot run on an input of shape {shape}, {where}: {error}; "
+            "give the shape it takes with --input-shape"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -25,8 +25,9 @@ def failing_module(module: nn.Module, inputs: tuple[Tensor, ...], attempt: Attem
     path = ""
     while True:
         children = {f"{path}.{name}".lstrip("."): child for name, child in module.get_submodule(path).named_children()}
-        failing = next((child for child in children if child in recorded and _fails(module, child, recorded, attempt)),
-                       None)
+        failing = next(
+            (child for child in children if child in recorded and _fails(module, child, recorded, attempt)), None
+        )
         if failing is None:
             return path
         path = failing

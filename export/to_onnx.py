@@ -80,16 +80,23 @@ def export(
     nodes_before = len(proto.graph.node)
     proto = _simplified(proto)
     done = step("export", asdict(config), parent=torch_digest(model))
-    explain(proto, history=(*model.history, done), inputs=model.inputs, preprocessing=model.preprocessing,
-            labels=model.labels)
+    explain(
+        proto,
+        history=(*model.history, done),
+        inputs=model.inputs,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+    )
     limits = VerifyConfig(atol=config.atol, rtol=config.rtol, batch_sizes=config.batch_sizes)
     with whole_file(output, force=force) as part:
         onnx.save(proto, part)
-        candidate = open_onnx(part)
+        candidate = open_onnx(part, str(output))
         if not isinstance(candidate.inputs[0].shape[0], str):
-            raise ToolError(f"{model.name}: its code fixes the batch at {candidate.inputs[0].shape[0]} when traced; "
-                            "look for a Python number taken from x.shape[0]")
-        verified = require_verified(replace_name(verify(model, candidate, limits), output))
+            raise ToolError(
+                f"{model.name}: its code fixes the batch at {candidate.inputs[0].shape[0]} when traced; "
+                "look for a Python number taken from x.shape[0]"
+            )
+        verified = require_verified(verify(model, candidate, limits))
     made = open_onnx(output)
     report = ExportReport(
         stage="export",
@@ -99,11 +106,6 @@ def export(
         verify=verified,
     )
     return Result(made, report)
-
-
-def replace_name(report: VerifyReport, output: Path) -> VerifyReport:
-    """Return the report with the name the candidate will have."""
-    return report.model_copy(update={"candidate": str(output)})
 
 
 def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
@@ -128,8 +130,10 @@ def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
     except Exception as error:  # the exporter raises whatever its passes raise
         where = failing_module(model.module, inputs, _trace)
         reason = str(error.__cause__ or error).strip().splitlines()
-        raise ToolError(f"torch.export cannot trace {model.name} in its module {where or '(root)'!r}: "
-                        f"{reason[0] if reason else type(error).__name__}") from error
+        raise ToolError(
+            f"torch.export cannot trace {model.name} in its module {where or '(root)'!r}: "
+            f"{reason[0] if reason else type(error).__name__}"
+        ) from error
     assert program is not None
     return program.model_proto
 

@@ -32,7 +32,7 @@ class VerifyConfig:
         rtol: Relative tolerance.
         min_sqnr_db: Least signal-to-quantization-noise ratio, in dB.
         min_agreement: Least share of samples with the same top-1 class, in percent.
-        batch_sizes: Batch sizes of made-up inputs; more than one shows that the batch is really dynamic.
+        batch_sizes: Batch sizes to compare at; more than one shows that the batch is really dynamic.
         provider: Where ONNX files run.
         threads: Threads of a session; 0 takes the cores this process may use.
         seed: Seeds the made-up inputs.
@@ -50,17 +50,21 @@ class VerifyConfig:
     def __post_init__(self) -> None:
         require(self.atol is None or self.atol >= 0, f"atol is {self.atol}; it must not be negative")
         require(self.rtol is None or self.rtol >= 0, f"rtol is {self.rtol}; it must not be negative")
-        require(self.min_agreement is None or 0 <= self.min_agreement <= 100,
-                f"min_agreement is {self.min_agreement}; it is in percent, 0 to 100")
-        require(bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
-                f"batch_sizes is {self.batch_sizes}; each must be at least 1")
+        require(
+            self.min_agreement is None or 0 <= self.min_agreement <= 100,
+            f"min_agreement is {self.min_agreement}; it is in percent, 0 to 100",
+        )
+        require(
+            bool(self.batch_sizes) and min(self.batch_sizes) >= 1,
+            f"batch_sizes is {self.batch_sizes}; each must be at least 1",
+        )
 
 
 class Comparison(BaseModel, frozen=True, ser_json_inf_nan="strings"):
     """Two outputs (N, K) on the same inputs.
 
     Attributes:
-        inputs: What went in: ``batch 7`` of made-up values, or a split's name.
+        inputs: What went in: ``batch 7``, or a split's name.
         samples: N.
         max_abs_err: Largest absolute difference of an element.
         excess: Largest |difference| - rtol * |reference|: the least atol that would pass.
@@ -95,7 +99,7 @@ def verify(
         reference: What is right.
         candidate: What is to be shown right.
         config: How, and the limits.
-        data: Its validation split is compared too.
+        data: Samples of its validation split go in; standard normal values without it.
 
     Raises:
         ToolError: They cannot be run on the same inputs.
@@ -105,7 +109,7 @@ def verify(
     limits = _limits(config, candidate)
     comparisons = tuple(
         compare(inputs, run_reference(batch).numpy(), run_candidate(batch).numpy(), rtol=limits.get("rtol", 0.0))
-        for inputs, batch in _inputs(reference, candidate, config, data)
+        for inputs, batch in _inputs(candidate, config, data)
     )
     return VerifyReport(
         stage="verify",
@@ -146,16 +150,19 @@ def compare(inputs: str, reference: FloatArray, candidate: FloatArray, *, rtol: 
     )
 
 
-def _inputs(
-    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None
-) -> Iterator[tuple[str, Tensor]]:
+def _inputs(candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None) -> Iterator[tuple[str, Tensor]]:
+    """Yield named batches; real samples where there are some, since made-up ones leave a calibrated range."""
+    if data is None:
+        for batch_size in config.batch_sizes:
+            yield f"batch {batch_size}", _made_up(candidate, batch_size, config.seed)
+        return
+    preprocessing = preprocessing_of(candidate, data)
+    inputs = torch.cat(
+        [found for found, _ in batches(data.split("validation"), preprocessing, 256, limit=DATA_SAMPLES)]
+    )
     for batch_size in config.batch_sizes:
-        yield f"batch {batch_size}", _made_up(candidate, batch_size, config.seed)
-    if data is not None:
-        preprocessing = preprocessing_of(candidate, data)
-        split = data.split("validation")
-        found = [inputs for inputs, _ in batches(split, preprocessing, 256, limit=DATA_SAMPLES)]
-        yield "validation", torch.cat(found)
+        yield f"batch {batch_size}", inputs[:batch_size]
+    yield "validation", inputs
 
 
 def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensor:
@@ -182,8 +189,10 @@ def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
         yield f"NaN or infinity {where}"
         return
     if "atol" in limits and comparison.excess > limits["atol"]:
-        yield (f"max_abs_err {comparison.max_abs_err:.3g} {where}, beyond atol {limits['atol']:g} and rtol "
-               f"{limits['rtol']:g} (atol {comparison.excess:.2g} would pass)")
+        yield (
+            f"max_abs_err {comparison.max_abs_err:.3g} {where}, beyond atol {limits['atol']:g} and rtol "
+            f"{limits['rtol']:g} (atol {comparison.excess:.2g} would pass)"
+        )
     if "min_sqnr_db" in limits and comparison.sqnr_db < limits["min_sqnr_db"]:
         yield f"sqnr_db {comparison.sqnr_db:.1f} {where}, below {limits['min_sqnr_db']:g}"
     if "min_agreement" in limits and comparison.agreement < limits["min_agreement"]:

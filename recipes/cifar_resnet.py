@@ -1,4 +1,4 @@
-"""The CIFAR residual networks of He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2), as a model factory file.
+"""The CIFAR residual networks of He et al. 2015 (https://arxiv.org/abs/1512.03385, section 4.2), as a factory file.
 
 The paper's parameter-free shortcut (stride-2 subsampling and zero-padded channels) is written as the 1x1 stride-2
 convolution that computes the same thing, so that channels can be pruned through it. Module names follow
@@ -19,13 +19,12 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-        )
+        self.shortcut = nn.Identity() if stride == 1 else nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
         if isinstance(self.shortcut, nn.Conv2d):
             _zero_pad_shortcut(self.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
         y = functional.relu(self.bn1(self.conv1(x)))
         return functional.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
@@ -47,9 +46,11 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the network."""
         x = functional.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(self.pool(x).flatten(1))
+        logits: Tensor = self.linear(self.pool(x).flatten(1))
+        return logits
 
 
 def _stage(in_channels: int, out_channels: int, stride: int, num_blocks: int) -> nn.Sequential:

@@ -1,0 +1,37 @@
+# `make demo` or `make test` in a fresh clone: nothing else is needed but Python 3.11 and up.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test slow lint types docs check clean
+
+demo: .venv/installed
+	$(BIN)/onnxpress run recipes/digits.toml
+
+test: .venv/installed
+	$(BIN)/pytest
+
+slow: .venv/installed
+	$(BIN)/pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: .venv/installed
+	$(BIN)/mypy
+
+docs: .venv/installed
+	$(BIN)/python docs/make_cli_reference.py
+
+check: lint types docs test
+
+.venv: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

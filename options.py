@@ -1,0 +1,105 @@
+"""The options that several commands share."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Function = Callable[..., Any]
+PATH = click.Path(path_type=Path)
+RATIO = click.FloatRange(0, 1)
+
+
+def _together(*decorators: Function) -> Callable[[Function], Function]:
+    def decorate(function: Function) -> Function:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+common_options = _together(
+    click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON, on stdout."),
+    click.option("-v", "--verbose", is_flag=True, help="Say more, with the libraries' warnings."),
+    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors and the report."),
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Seeds everything random.")
+runtime_options = _together(
+    click.option(
+        "--provider", default="cpu", show_default=True, help="cpu, cuda, or the name ONNX Runtime has for a provider."
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Threads of an ONNX Runtime session; 0 takes all cores.",
+    ),
+)
+output_options = _together(
+    click.option("-o", "--output", type=PATH, required=True, help="What to make."),
+    click.option("--force", is_flag=True, help="Replace what stands there."),
+)
+DATA_HELP = "digits, a folder, FILE.npz, torchvision:NAME or FILE.py:FACTORY."
+data_option = click.option("--data", required=True, help=DATA_HELP)
+optional_data = click.option("--data", help=DATA_HELP)
+train_options = _together(
+    click.option(
+        "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the training split."
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(2), default=128, show_default=True, help="Samples an optimizer step."
+    ),
+    click.option(
+        "--optimizer",
+        type=click.Choice(["sgd", "adamw"]),
+        default="sgd",
+        show_default=True,
+        help="sgd has Nesterov momentum 0.9.",
+    ),
+    click.option(
+        "--lr",
+        type=click.FloatRange(0, min_open=True),
+        default=0.05,
+        show_default=True,
+        help="Highest learning rate; after a warm-up epoch a cosine takes it to 0.",
+    ),
+    click.option(
+        "--label-smoothing",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        show_default=True,
+        help="Share of the target spread over all classes.",
+    ),
+    click.option(
+        "--crop-padding",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Pixels a side of padding before a random crop.",
+    ),
+    click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror half of the images."),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "float32", "bfloat16"]),
+        default="auto",
+        show_default=True,
+        help="auto takes bfloat16 where the processor has it.",
+    ),
+)
+
+
+def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(int(size) for size in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
+
+
+shape_option = click.option(
+    "--input-shape", callback=_shape, metavar="C,H,W", help="Shape of one input, where neither model nor data tells."
+)
