@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
 from io import StringIO
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch_pruning
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 MeasureSpeedup = Callable[[TorchModel, TorchModel], float]
 """Speedup of the second model over the first, measured on ONNX Runtime."""
 
+Importance = Callable[[Any], torch.Tensor | None]
+"""A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
+
+PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
 TAYLOR_SAMPLES = 512
 BATCH_NORM_SAMPLES = 2048
 BISECTION_STEPS = 9
@@ -173,7 +177,7 @@ def _pruned(
         pruner = torch_pruning.pruner.BasePruner(
             module,
             inputs,
-            importance=_IMPORTANCE[config.importance](),
+            importance=_protecting(_IMPORTANCE[config.importance](), config.max_pruning_ratio),
             global_pruning=config.allocation == "global",
             pruning_ratio=ratio,
             max_pruning_ratio=config.max_pruning_ratio,
@@ -191,9 +195,33 @@ def _pruned(
             f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
             f"leave it whole with --ignore {where or 'MODULE'}"
         ) from error
+    for path, child in module.named_modules():
+        if any(0 in parameter.shape for parameter in child.parameters(recurse=False)):
+            raise _EmptiedError(
+                f"a pruning ratio of {ratio:.3g} leaves no channel in {path!r}; lower it, "
+                f"or lower max_pruning_ratio (it is {config.max_pruning_ratio})"
+            )
     module.eval()
     run_once(replace(model, module=module))
     return module
+
+
+def _protecting(importance: Importance, max_pruning_ratio: float) -> Importance:
+    """Put the most important channels of every group out of reach, so that no layer loses more than its share.
+
+    torch-pruning checks that share before a step only, and one step may take a whole layer.
+    """
+
+    def estimate(group: Any) -> torch.Tensor | None:
+        scores = importance(group)
+        if scores is None:
+            return None
+        num_kept = max(1, round((1 - max_pruning_ratio) * len(scores)))
+        protected = scores.clone()
+        protected[scores.topk(num_kept).indices] += PROTECTION
+        return protected
+
+    return estimate
 
 
 def _prune_to_macs(
@@ -211,13 +239,17 @@ def _prune_to_macs(
     closest = 1.0
     for attempt in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        module = _pruned(original, model, config, middle, ignored)
-        reached = macs / num_macs(model, module)
-        closest = max(closest, reached)
-        if reached >= speedup:
-            high, best = middle, (middle, module)
+        try:
+            module = _pruned(original, model, config, middle, ignored)
+        except _EmptiedError:
+            high = middle
         else:
-            low = middle
+            reached = macs / num_macs(model, module)
+            closest = max(closest, reached)
+            if reached >= speedup:
+                high, best = middle, (middle, module)
+            else:
+                low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
         raise GateMissedError(
@@ -301,7 +333,11 @@ def _trace(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
 
 
-_IMPORTANCE: dict[str, Callable[[], Callable[..., torch.Tensor]]] = {
+class _EmptiedError(ToolError):
+    """Pruning took every channel of a layer."""
+
+
+_IMPORTANCE: dict[str, Callable[[], Importance]] = {
     "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
     "taylor": torch_pruning.importance.GroupTaylorImportance,
     "bn": torch_pruning.importance.BNScaleImportance,

@@ -188,6 +188,7 @@ def train(
             with whole_file(workspace / "metrics.jsonl") as part:
                 part.write_text(metrics_lines(state.metrics))
     module.load_state_dict(state.best_weights)
+    module.zero_grad(set_to_none=True)
     rates = [entry["samples_per_second"] for entry in state.metrics]
     report = TrainReport(
         stage=stage,

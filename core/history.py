@@ -35,8 +35,12 @@ History = tuple[Step, ...]
 def step(
     stage: str, config: dict[str, Any], *, parent: str, data: str | None = None, teachers: tuple[str, ...] = ()
 ) -> Step:
-    """Make the history entry of a stage that runs now, with the packages installed now."""
-    return Step(stage=stage, config=config, versions=package_versions(), parent=parent, data=data, teachers=teachers)
+    """Make the history entry of a stage that runs now, with the packages installed now.
+
+    The config is held as JSON holds it, so that an entry equals itself after a trip through a file.
+    """
+    plain = json.loads(json.dumps(config))
+    return Step(stage=stage, config=plain, versions=package_versions(), parent=parent, data=data, teachers=teachers)
 
 
 def digest_of(value: Any) -> str:

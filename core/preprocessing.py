@@ -37,10 +37,15 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Bring raw images to the model's size and channels: (N, c, h, w) -> (N, channels, *image_size), same dtype.
 
     Raises:
-        ToolError: Colour images meet a model of one channel.
+        ToolError: The samples are not uint8, or colour images meet a model of one channel.
     """
     if preprocessing.image_size is None:
         return images
+    if images.dtype != torch.uint8:
+        raise ToolError(
+            f"the samples are {str(images.dtype).removeprefix('torch.')} {tuple(images.shape[1:])}, the model takes "
+            "uint8 images and normalises them itself"
+        )
     if images.shape[-2:] != preprocessing.image_size:
         images = _resize_and_crop(images, preprocessing)
     if images.shape[1] == 1 and preprocessing.channels != 1:

@@ -1,0 +1,139 @@
+"""Pruning removes what it says, keeps the output's shape, and rebuilds from its plan."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.prune import PruneConfig, prune
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.data import Data
+from core.describe import num_macs
+from core.errors import GateMissedError, ToolError
+from core.model_reference import load_torch_model
+from core.torch_model import TorchModel, num_params
+
+
+def widths(model: TorchModel) -> dict[str, int]:
+    return {
+        path: module.weight.shape[0]
+        for path, module in model.module.named_modules()
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    }
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn"])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_each_importance_removes_channels_and_keeps_the_output(
+    trained: TorchModel, digits: Data, importance: str, allocation: str
+) -> None:
+    config = PruneConfig(pruning_ratio=0.5, importance=importance, allocation=allocation)
+    result = prune(trained, config, data=digits)
+    assert num_params(result.model.module) < num_params(trained.module)
+    assert result.model.module(torch.randn(3, 1, 8, 8)).shape == (3, 10)
+    assert result.report.macs == (num_macs(trained, trained.module), num_macs(result.model, result.model.module))
+
+
+def test_uniform_pruning_takes_exactly_its_share_of_each_layer(trained: TorchModel) -> None:
+    result = prune(trained, PruneConfig(pruning_ratio=0.25, allocation="uniform"))
+    assert widths(result.model) == {"0": 12, "3.conv1": 12, "3.conv2": 12, "6": 10}
+    assert {layer.name: layer.channels_left for layer in result.report.layers} == {
+        "0": 12,
+        "3.conv1": 12,
+        "3.conv2": 12,
+    }
+
+
+def test_magnitude_removes_the_channels_of_least_norm(untrained: TorchModel, digits: Data, tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:cnn", digits)
+    with torch.no_grad():
+        model.module[3].conv1.weight[[2, 5, 11]] *= 1e-4
+        model.module[3].conv2.weight[:, [2, 5, 11]] *= 1e-4
+        model.module[3].bn1.weight[[2, 5, 11]] *= 1e-4
+    kept = [index for index in range(16) if index not in (2, 5, 11)]
+    expected = model.module[3].conv1.weight[kept].detach().clone()
+    config = PruneConfig(pruning_ratio=3 / 16, allocation="uniform", ignore=("0", "3.conv2"))
+    pruned = prune(model, config).model
+    assert torch.equal(pruned.module[3].conv1.weight, expected)
+
+
+def test_round_to_keeps_multiples(trained: TorchModel) -> None:
+    result = prune(trained, PruneConfig(pruning_ratio=0.3, round_to=8))
+    assert all(width % 8 == 0 for path, width in widths(result.model).items() if path != "6")
+
+
+def test_an_ignored_module_stays_whole(trained: TorchModel) -> None:
+    result = prune(trained, PruneConfig(pruning_ratio=0.5, ignore=("3.conv1",)))
+    assert widths(result.model)["3.conv1"] == 16
+
+
+@pytest.mark.parametrize("speedup", [1.5, 3.0])
+def test_a_macs_target_is_met_and_not_far_overshot(trained: TorchModel, speedup: float) -> None:
+    report = prune(trained, PruneConfig(speedup=speedup)).report
+    assert speedup <= report.macs_ratio < speedup * 1.35
+
+
+def test_a_macs_target_out_of_reach_says_how_close_it_came(trained: TorchModel) -> None:
+    with pytest.raises(GateMissedError, match=r"50x fewer MACs is out of reach: \d+\.\d+x is the closest"):
+        prune(trained, PruneConfig(speedup=50, max_pruning_ratio=0.5))
+
+
+def test_no_layer_is_emptied(trained: TorchModel) -> None:
+    result = prune(trained, PruneConfig(pruning_ratio=0.95, max_pruning_ratio=1.0))
+    assert min(widths(result.model).values()) >= 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_pruned_checkpoint_reloads_to_bit_equal_outputs(trained: TorchModel, tmp_path: Path, times: int) -> None:
+    model = trained
+    for _ in range(times):
+        model = prune(model, PruneConfig(pruning_ratio=0.3)).model
+    save_checkpoint(model, tmp_path / "pruned")
+    reloaded = load_checkpoint(tmp_path / "pruned")
+    inputs = torch.randn(5, 1, 8, 8)
+    assert torch.equal(model.module(inputs), reloaded.module(inputs))
+    assert reloaded.history == model.history
+    assert [step.stage for step in reloaded.history] == ["finetune", *["prune"] * times]
+
+
+def test_pruning_twice_in_a_process_gives_the_same(trained: TorchModel) -> None:
+    one, other = (prune(trained, PruneConfig(pruning_ratio=0.4)).model for _ in range(2))
+    assert one.plan == other.plan
+    assert torch.equal(one.module(torch.ones(1, 1, 8, 8)), other.module(torch.ones(1, 1, 8, 8)))
+
+
+def test_the_model_that_went_in_is_untouched(trained: TorchModel, digits: Data) -> None:
+    inputs = torch.randn(2, 1, 8, 8)
+    before = trained.module(inputs)
+    prune(trained, PruneConfig(pruning_ratio=0.5, importance="taylor"), data=digits)
+    assert torch.equal(trained.module(inputs), before)
+    assert all(parameter.grad is None for parameter in trained.module.parameters())
+
+
+def test_re_estimated_statistics_mend_what_pruning_broke(trained: TorchModel, digits: Data) -> None:
+    before, cut, mended = prune(trained, PruneConfig(pruning_ratio=0.3), data=digits).report.accuracy
+    assert before > 80
+    assert mended > cut
+
+
+def test_the_measured_speedup_is_reported(trained: TorchModel) -> None:
+    report = prune(trained, PruneConfig(pruning_ratio=0.3), measure_speedup=lambda original, pruned: 1.25).report
+    assert report.measured_speedup == 1.25
+
+
+def test_a_module_to_ignore_that_does_not_exist_suggests_the_nearest(trained: TorchModel) -> None:
+    with pytest.raises(ToolError, match=r"no module '3.conv3' to ignore. Did you mean '3.conv\d'"):
+        prune(trained, PruneConfig(pruning_ratio=0.5, ignore=("3.conv3",)))
+
+
+def test_taylor_without_data_says_so(trained: TorchModel) -> None:
+    with pytest.raises(ToolError, match="'taylor' needs the gradient of the loss on samples; give --data"):
+        prune(trained, PruneConfig(pruning_ratio=0.5, importance="taylor"))
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"pruning_ratio": 0.5, "speedup": 2.0}, {"pruning_ratio": 1.0}, {"speedup": 0.5}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"give one of|must be"):
+        PruneConfig(**values)

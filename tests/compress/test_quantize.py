@@ -1,0 +1,130 @@
+"""Static int8: right, in the layout that is fast, and refused where it cannot serve."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from compress.quantize import QuantizeConfig, fast_layout, quantize
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import GateMissedError, ToolError
+from core.onnx_model import OnnxModel, open_onnx
+from core.predict import accuracy, predict
+from export.verify import VerifyConfig, require_verified, verify
+
+
+def zero_point_types(path: Path) -> dict[str, set[int]]:
+    """Element types that QuantizeLinear and DequantizeLinear give activations and weights."""
+    graph = onnx.load(path).graph
+    initializers = {initializer.name: initializer for initializer in graph.initializer}
+    activations = {initializers[node.input[2]].data_type for node in graph.node if node.op_type == "QuantizeLinear"}
+    weights = {
+        initializers[node.input[0]].data_type
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in initializers
+    }
+    return {"activations": activations, "weights": weights - {onnx.TensorProto.INT32}}
+
+
+def test_int8_agrees_with_float32(exported: OnnxModel, quantized: OnnxModel, digits: Data) -> None:
+    before, targets = predict(exported, digits, "test")
+    after, _ = predict(quantized, digits, "test")
+    assert (before.argmax(1) == after.argmax(1)).mean() > 0.97
+    assert accuracy(after, targets) > accuracy(before, targets) - 2
+    sqnr_db = 10 * np.log10((before**2).sum() / ((before - after) ** 2).sum())
+    assert sqnr_db > 20, f"SQNR {sqnr_db:.1f} dB"
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the layout of x86 processors")
+def test_the_default_layout_is_uint8_activations_and_int8_weights(quantized: OnnxModel) -> None:
+    types = zero_point_types(quantized.path)
+    assert types == {"activations": {onnx.TensorProto.UINT8}, "weights": {onnx.TensorProto.INT8}}
+    assert fast_layout("cpu").activation_type == "uint8"
+
+
+def test_explicit_types_are_obeyed(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    config = QuantizeConfig(activation_type="int8", weight_type="int8", calibration_samples=64)
+    result = quantize(exported, digits, tmp_path / "s8s8.onnx", config)
+    assert zero_point_types(result.model.path)["activations"] == {onnx.TensorProto.INT8}
+    assert result.report.layout.reason == "as asked for"
+
+
+@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+def test_each_calibration_method_keeps_accuracy(exported: OnnxModel, digits: Data, tmp_path: Path, method: str) -> None:
+    config = QuantizeConfig(calibration_method=method, calibration_samples=256)
+    made = quantize(exported, digits, tmp_path / "int8.onnx", config).model
+    float_accuracy = accuracy(*predict(exported, digits, "test"))
+    assert accuracy(*predict(made, digits, "test")) > float_accuracy - 4
+
+
+@pytest.mark.parametrize("samples", [32, 96, 100])
+def test_every_calibration_batch_counts(exported: OnnxModel, digits: Data, tmp_path: Path, samples: int) -> None:
+    """The input's range must be that of all calibration samples, whatever their number is divisible by."""
+    config = QuantizeConfig(activation_type="uint8", weight_type="int8", calibration_samples=samples)
+    made = quantize(exported, digits, tmp_path / "int8.onnx", config).model
+    graph = onnx.load(made.path).graph
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] == "input")
+    scale = next(numpy_helper.to_array(one) for one in graph.initializer if one.name == first.input[1])
+    spread = 1 / made.preprocessing.std[0]  # digits run from 0 to 255 in any sample of a few dozen
+    assert float(scale) == pytest.approx(spread / 255, rel=1e-3)
+
+
+def test_metadata_and_history_travel(exported: OnnxModel, quantized: OnnxModel) -> None:
+    assert quantized.preprocessing == exported.preprocessing
+    assert quantized.labels == exported.labels
+    assert [step.stage for step in quantized.history] == ["finetune", "export", "quantize"]
+    assert quantized.history[-1].parent == exported.sha256
+
+
+def test_a_quantized_file_is_not_quantized_again(quantized: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="is quantized already; give the float32 file"):
+        quantize(quantized, digits, tmp_path / "twice.onnx", QuantizeConfig())
+
+
+def test_a_node_to_exclude_that_does_not_exist_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    name = next(node.name for node in onnx.load(exported.path).graph.node if node.op_type == "Conv")
+    with pytest.raises(ToolError, match=f"no node '{name}_' to exclude. Did you mean '{name}'"):
+        quantize(exported, digits, tmp_path / "x.onnx", QuantizeConfig(nodes_to_exclude=(f"{name}_",)))
+
+
+def test_an_excluded_node_stays_in_float(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    nodes = [node.name for node in onnx.load(exported.path).graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    config = QuantizeConfig(nodes_to_exclude=tuple(nodes), calibration_samples=32)
+    made = quantize(exported, digits, tmp_path / "x.onnx", config).model
+    assert zero_point_types(made.path)["weights"] == set()
+
+
+def test_calibration_data_of_the_wrong_shape_is_refused(exported: OnnxModel, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.npz"
+    random = np.random.default_rng(0)
+    np.savez(wrong, x_train=random.standard_normal((20, 1, 9, 9)).astype("f4"), y_train=np.arange(20) % 10)
+    with pytest.raises(ToolError, match=r"the samples are float32 \(1, 9, 9\), the model takes uint8 images"):
+        quantize(exported, load_data(str(wrong)), tmp_path / "x.onnx", QuantizeConfig())
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_a_result_that_fails_verification_does_not_take_its_name(
+    exported: OnnxModel, digits: Data, tmp_path: Path
+) -> None:
+    def too_strict(reference: OnnxModel, candidate: OnnxModel):
+        return require_verified(verify(reference, candidate, VerifyConfig(atol=1e-9, rtol=0), digits))
+
+    output = tmp_path / "int8.onnx"
+    output.write_text("the last good file")
+    with pytest.raises(GateMissedError, match=f"{output} does not match"):
+        quantize(exported, digits, output, QuantizeConfig(calibration_samples=32), verify=too_strict, force=True)
+    assert output.read_text() == "the last good file"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_the_cuda_provider_has_no_fast_static_int8(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"CUDA provider has no int8|has no CUDAExecutionProvider"):
+        quantize(exported, digits, tmp_path / "x.onnx", QuantizeConfig(provider="cuda"))
+
+
+def test_the_original_is_untouched(exported: OnnxModel, quantized: OnnxModel) -> None:
+    assert open_onnx(exported.path).sha256 == exported.sha256

@@ -1,0 +1,77 @@
+"""Shared by all tests: the embedded digits, one small trained model and what is made of it, and the command line."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from cli import main
+from compress.finetune import FinetuneConfig, finetune
+from compress.quantize import QuantizeConfig, quantize
+from core.data import Data
+from core.data_reference import load_data
+from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel
+from core.torch_model import TorchModel
+from export.to_onnx import ExportConfig, export
+
+TINY = f"{Path(__file__).parent / 'tiny_models.py'}"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> str:
+    """The factory file's path; ``f"{tiny}:cnn"`` is a model reference."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def digits() -> Data:
+    return load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def few_digits(digits: Data) -> Data:
+    """The digits with 256 training samples, for tests that train."""
+    assert digits.train is not None
+    return dataclasses.replace(digits, train=digits.train.take(torch.arange(256)))
+
+
+@pytest.fixture(scope="session")
+def untrained(digits: Data) -> TorchModel:
+    return load_torch_model(f"{TINY}:cnn", digits)
+
+
+@pytest.fixture(scope="session")
+def trained(untrained: TorchModel, digits: Data) -> TorchModel:
+    config = FinetuneConfig(epochs=4, batch_size=64, lr=0.1, crop_padding=1)
+    return finetune(untrained, digits, config).model
+
+
+@pytest.fixture(scope="session")
+def exported(trained: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    return export(trained, tmp_path_factory.mktemp("exported") / "float32.onnx", ExportConfig()).model
+
+
+@pytest.fixture(scope="session")
+def quantized(exported: OnnxModel, digits: Data, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    path = tmp_path_factory.mktemp("quantized") / "int8.onnx"
+    return quantize(exported, digits, path, QuantizeConfig()).model
+
+
+@pytest.fixture
+def onnxpress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the command line in an empty folder: ``onnxpress("bench", "model.onnx")``."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    return invoke

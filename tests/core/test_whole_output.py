@@ -1,0 +1,155 @@
+"""Every output is whole or absent, also when the disk is full or the work is interrupted."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.errors import ToolError
+from core.whole_output import refuse_overwrite, whole_file, whole_folder
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from core.errors import ToolError
+from core.whole_output import whole_file, whole_folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with {writer}(Path(sys.argv[1])) as part:
+        {target}.write_bytes(bytes(5000))
+except ToolError as error:
+    sys.stdout.write(str(error))
+"""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def fail_to_write(writer: str, target: str, path: Path) -> str:
+    source = FULL_DISK.format(writer=writer, target=target)
+    done = subprocess.run([sys.executable, "-c", source, path], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_a_file_takes_its_place_and_nothing_else_remains(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a.onnx") as part:
+        part.write_text("new")
+        assert not (tmp_path / "a.onnx").exists()
+        assert part.suffix == ".onnx"
+    assert (tmp_path / "a.onnx").read_text() == "new"
+    assert names(tmp_path) == ["a.onnx"]
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "x" / "y" / "a.onnx") as part:
+        part.write_text("new")
+    with whole_folder(tmp_path / "p" / "q" / "model") as part:
+        (part / "a").write_text("new")
+    assert (tmp_path / "x" / "y" / "a.onnx").read_text() == "new"
+    assert (tmp_path / "p" / "q" / "model" / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, ToolError])
+def test_a_file_keeps_its_old_contents_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "a.onnx").write_text("old")
+    with pytest.raises(error), whole_file(tmp_path / "a.onnx") as part:
+        part.write_text("half")
+        raise error
+    assert (tmp_path / "a.onnx").read_text() == "old"
+    assert names(tmp_path) == ["a.onnx"]
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, ToolError])
+def test_a_folder_keeps_its_old_contents_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("old")
+    with pytest.raises(error), whole_folder(tmp_path / "model") as part:
+        (part / "a").write_text("half")
+        raise error
+    assert (tmp_path / "model" / "a").read_text() == "old"
+    assert names(tmp_path) == ["model", "model/a"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "stale").write_text("old")
+    with whole_folder(tmp_path / "model") as part:
+        (part / "a").write_text("new")
+    assert names(tmp_path) == ["model", "model/a"]
+
+
+def test_a_folder_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("a file")
+    with whole_folder(tmp_path / "model") as part:
+        (part / "a").write_text("new")
+    assert names(tmp_path) == ["model", "model/a"]
+
+
+def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").mkdir()
+    (tmp_path / "a.onnx" / "kept").write_text("old")
+    with pytest.raises(ToolError, match=r"cannot write .*a\.onnx"), whole_file(tmp_path / "a.onnx") as part:
+        part.write_text("new")
+    assert names(tmp_path) == ["a.onnx", "a.onnx/kept"]
+
+
+def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
+    (tmp_path / ".model.part").mkdir()
+    (tmp_path / ".model.part" / "half").write_text("half")
+    with whole_folder(tmp_path / "model") as part:
+        (part / "a").write_text("new")
+    assert names(tmp_path) == ["model", "model/a"]
+
+
+def test_an_existing_output_is_refused_without_force(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    for writer in (whole_file, whole_folder):
+        with pytest.raises(ToolError, match=r"a exists already; pass --force"), writer(tmp_path / "a", force=False):
+            pytest.fail("the block ran")
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_force_and_absence_are_not_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    refuse_overwrite(tmp_path / "a", force=True)
+    refuse_overwrite(tmp_path / "b", force=False)
+
+
+def test_an_output_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    for writer in (whole_file, whole_folder):
+        with pytest.raises(ToolError, match=r"cannot write .*a/b: .* MiB free on") as caught, writer(tmp_path / "a/b"):
+            pytest.fail("the block ran")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_folder])
+@pytest.mark.parametrize("path", [".", "/"])
+def test_an_output_without_a_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: type, path: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ToolError), writer(Path(path)):
+        pytest.fail("the block ran")
+
+
+@pytest.mark.parametrize(
+    ("writer", "target"),
+    [pytest.param("whole_file", "part", id="file"), pytest.param("whole_folder", "(part / 'a')", id="folder")],
+)
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, writer: str, target: str) -> None:
+    said = fail_to_write(writer, target, tmp_path / "out")
+    assert said.startswith(f"cannot write {tmp_path}/out: File too large (")
+    assert "MiB free on" in said
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").write_text("old")
+    assert "cannot write" in fail_to_write("whole_folder", "(part / 'a')", tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "old"
+    assert names(tmp_path) == ["out", "out/a"]

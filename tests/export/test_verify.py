@@ -1,0 +1,104 @@
+"""Verification passes what is equal, fails what is not, and says by how much."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from core.data import Data
+from core.errors import GateMissedError, ToolError
+from core.onnx_model import OnnxModel, open_onnx
+from core.torch_model import TorchModel
+from export.verify import VerifyConfig, compare, require_verified, verify
+
+
+def corrupted(model: OnnxModel, path: Path, value: float = 3.0) -> OnnxModel:
+    """Write a copy with one element of its first convolution changed."""
+    proto = onnx.load(model.path)
+    weight = next(one for one in proto.graph.initializer if len(one.dims) == 4)
+    array = numpy_helper.to_array(weight).copy()
+    array[0, 0, 0, 0] += value
+    weight.CopyFrom(numpy_helper.from_array(array, weight.name))
+    onnx.save(proto, path)
+    return open_onnx(path)
+
+
+def test_a_model_matches_itself(exported: OnnxModel, digits: Data) -> None:
+    report = require_verified(verify(exported, exported, VerifyConfig(), digits))
+    assert [one.inputs for one in report.comparisons] == ["batch 1", "batch 2", "batch 7", "validation"]
+    assert all(one.max_abs_err == 0 and math.isinf(one.sqnr_db) for one in report.comparisons)
+    assert all(one.agreement == 100 for one in report.comparisons)
+
+
+def test_a_torch_reference_and_its_file_match(trained: TorchModel, exported: OnnxModel) -> None:
+    assert verify(trained, exported, VerifyConfig()).misses == ()
+
+
+@pytest.mark.parametrize("value", [3.0, math.nan, math.inf])
+def test_one_corrupted_weight_is_found(exported: OnnxModel, tmp_path: Path, value: float) -> None:
+    report = verify(exported, corrupted(exported, tmp_path / "corrupted.onnx", value), VerifyConfig())
+    with pytest.raises(GateMissedError, match=r"NaN or infinity|max_abs_err"):
+        require_verified(report)
+
+
+def test_a_float_file_has_tight_limits_and_a_quantized_one_a_noise_limit(
+    exported: OnnxModel, quantized: OnnxModel, digits: Data
+) -> None:
+    assert verify(exported, exported, VerifyConfig()).limits == {"atol": 1e-4, "rtol": 1e-3}
+    report = verify(exported, quantized, VerifyConfig(), digits)
+    assert report.limits == {"min_sqnr_db": 10.0}
+    assert report.misses == ()
+
+
+@pytest.mark.parametrize(
+    ("limits", "missed"),
+    [
+        pytest.param({"atol": 1e-7}, r"max_abs_err .* beyond atol 1e-07 and rtol 0 \(atol .* would pass\)", id="atol"),
+        pytest.param({"min_sqnr_db": 90.0}, r"sqnr_db \d+\.\d on batch 1, below 90", id="sqnr"),
+        pytest.param({"min_agreement": 100.0}, r"agreement \d+\.\d\d % on validation, below 100 %", id="agreement"),
+    ],
+)
+def test_every_limit_can_be_missed(
+    exported: OnnxModel, quantized: OnnxModel, digits: Data, tmp_path: Path, limits: dict[str, float], missed: str
+) -> None:
+    candidate = corrupted(exported, tmp_path / "c.onnx", 20.0) if "min_agreement" in limits else quantized
+    with pytest.raises(GateMissedError, match=missed):
+        require_verified(verify(exported, candidate, VerifyConfig(**limits), digits))
+
+
+def test_the_atol_that_would_pass_does_pass(exported: OnnxModel, quantized: OnnxModel, digits: Data) -> None:
+    report = verify(exported, quantized, VerifyConfig(atol=0.0, rtol=0.01), digits)
+    enough = max(one.excess for one in report.comparisons)
+    assert verify(exported, quantized, VerifyConfig(atol=enough, rtol=0.01), digits).misses == ()
+
+
+def test_compare_equals_the_definitions() -> None:
+    reference, candidate = np.float32([[1, 2], [3, 4]]), np.float32([[1, 2.5], [3, 2]])
+    found = compare("x", reference, candidate, rtol=0.1)
+    assert found.max_abs_err == 2.0
+    assert found.excess == pytest.approx(1.6)
+    assert found.sqnr_db == pytest.approx(10 * math.log10(30 / 4.25))
+    assert found.agreement == 50.0
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ToolError, match=r"returns \(2, 3\) where the reference returns \(2, 4\)"):
+        compare("x", np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32), rtol=0)
+
+
+def test_a_report_survives_json(exported: OnnxModel) -> None:
+    report = verify(exported, exported, VerifyConfig())
+    assert type(report).model_validate_json(report.model_dump_json()) == report
+    assert "Infinity" in report.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "values", [{"atol": -1.0}, {"min_agreement": 101.0}, {"batch_sizes": ()}, {"batch_sizes": (0,)}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        dataclasses.replace(VerifyConfig(), **values)
