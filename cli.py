@@ -386,7 +386,11 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
 @shape_option
 @common_options
 def inspect(model: str, data: str | None, input_shape: tuple[int, ...] | None, **given: Any) -> None:
-    """Say what MODEL is: inputs, operators, parameters, MACs, size, history."""
+    r"""Say what MODEL is: inputs, operators, parameters, MACs, size, history.
+
+    \b
+    onnxpress inspect student.int8.onnx
+    """
     with _session(given):
         from core.data_reference import load_data
         from core.describe import describe

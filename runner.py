@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, SerializeAsAny, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bench.compare import BenchReport, bench
 from bench.gate import Bar, bars
@@ -48,13 +48,13 @@ Model = TorchModel | OnnxModel
 
 
 class StageReport(BaseModel, frozen=True):
-    """One stage of a run; `seconds` is how long it took when it ran."""
+    """One stage of a run; `seconds` is how long it took when it ran, `report` its report as JSON holds it."""
 
     name: str
     kind: str
     cached: bool
     seconds: float
-    report: SerializeAsAny[Report] | dict[str, Any]
+    report: dict[str, Any]
 
 
 class WeightsReport(Report, frozen=True):
@@ -97,7 +97,7 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
     current = _Run(recipe, load_data(recipe.data), output, progress)
     reports = [_run_stage(current, stage) for stage in recipe.stages]
     bench_report = next(
-        (BenchReport.model_validate(_plain(stage.report)) for stage in reversed(reports) if stage.kind == "bench"), None
+        (BenchReport.model_validate(stage.report) for stage in reversed(reports) if stage.kind == "bench"), None
     )
     checked = bars(recipe.gate, bench_report) if bench_report else ()
     artifact = _artifact(current)
@@ -258,7 +258,9 @@ def _run_stage(current: _Run, stage: Stage) -> StageReport:
     ):
         with whole_file(folder / name) as part:
             part.write_text(text + "\n")
-    return StageReport(name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=report)
+    return StageReport(
+        name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=json.loads(report.model_dump_json())
+    )
 
 
 def _run_training(current: _Run, stage: Stage) -> tuple[Model, Report]:
@@ -357,7 +359,3 @@ def _artifact(current: _Run) -> OnnxModel | None:
     if benches:
         return current.onnx(benches[-1].references["models"][-1])
     return current.onnx(made[-1]) if made else None
-
-
-def _plain(report: Report | dict[str, Any]) -> dict[str, Any]:
-    return report if isinstance(report, dict) else report.model_dump()

@@ -102,9 +102,8 @@ def _bench_table(report: Any) -> Any:
 def _stages_table(report: Any) -> Any:
     table = _table("stage", "kind", "seconds", "result")
     for stage in report.stages:
-        fields = stage.report if isinstance(stage.report, dict) else stage.report.model_dump()
         seconds = f"{stage.seconds:.1f}" + (" (done before)" if stage.cached else "")
-        table.add_row(stage.name, stage.kind, seconds, _one_line(fields))
+        table.add_row(stage.name, stage.kind, seconds, _one_line(stage.report))
     return table
 
 
@@ -113,7 +112,7 @@ def _one_line(fields: dict[str, Any]) -> str:
     words = {
         "validation_accuracy": "validation {:.2f} %",
         "macs_ratio": "{:.2f}x fewer MACs",
-        "measured_speedup": "{:.2f}x faster",
+        "measured_speedup": "{:.2f}x the speed",
         "size_bytes": "{} bytes",
     }
     found = [text.format(fields[name]) for name, text in words.items() if isinstance(fields.get(name), (int, float))]

@@ -28,6 +28,11 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def write_half(path: Path, error: type[BaseException]) -> None:
+    path.write_text("half")
+    raise error
+
+
 def fail_to_write(writer: str, target: str, path: Path) -> str:
     source = FULL_DISK.format(writer=writer, target=target)
     done = subprocess.run([sys.executable, "-c", source, path], capture_output=True, text=True, check=True)
@@ -56,8 +61,7 @@ def test_missing_parents_are_made(tmp_path: Path) -> None:
 def test_a_file_keeps_its_old_contents_when_the_block_fails(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a.onnx").write_text("old")
     with pytest.raises(error), whole_file(tmp_path / "a.onnx") as part:
-        part.write_text("half")
-        raise error
+        write_half(part, error)
     assert (tmp_path / "a.onnx").read_text() == "old"
     assert names(tmp_path) == ["a.onnx"]
 
@@ -67,8 +71,7 @@ def test_a_folder_keeps_its_old_contents_when_the_block_fails(tmp_path: Path, er
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "a").write_text("old")
     with pytest.raises(error), whole_folder(tmp_path / "model") as part:
-        (part / "a").write_text("half")
-        raise error
+        write_half(part / "a", error)
     assert (tmp_path / "model" / "a").read_text() == "old"
     assert names(tmp_path) == ["model", "model/a"]
 

@@ -1,0 +1,298 @@
+"""The command line: exit codes, help, JSON, and errors a person can act on."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+
+from bench.compare import BenchConfig
+from cli import main
+from compress.distill import DistillConfig
+from compress.finetune import FinetuneConfig
+from compress.prune import PruneConfig
+from compress.quantize import QuantizeConfig
+from core.checkpoint import save_checkpoint
+from core.onnx_model import OnnxModel
+from core.torch_model import TorchModel
+from export.to_onnx import ExportConfig
+from export.verify import VerifyConfig
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {
+    "finetune": FinetuneConfig,
+    "distill": DistillConfig,
+    "prune": PruneConfig,
+    "export": ExportConfig,
+    "quantize": QuantizeConfig,
+    "verify": VerifyConfig,
+    "bench": BenchConfig,
+}
+Onnxpress = Callable[..., Result]
+
+
+def one_error_line(result: Result) -> str:
+    """The single ``Error:`` line of a failed command; anything more, a traceback above all, fails the test."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert lines[-1].startswith("Error: "), result.stderr
+    assert "Traceback" not in result.output
+    return lines[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--nonsense"], ["bench", "--help"], ["distil"]])
+def test_help_and_usage_errors_import_neither_torch_nor_onnxruntime(arguments: list[str]) -> None:
+    script = (
+        "import sys, cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", main.commands.values(), ids=list(main.commands))
+def test_every_command_and_option_has_help(command: click.Command) -> None:
+    assert command.help
+    assert "onnxpress" in command.help, "an example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{command.name} {parameter.opts}"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_options_agree_with_the_config(name: str) -> None:
+    """Choices are the Literal's, defaults the field's: the command line repeats them to stay light."""
+    hints = get_type_hints(CONFIGS[name])
+    defaults = {field.name: field.default for field in fields(CONFIGS[name])}
+    for option in main.commands[name].params:
+        if not isinstance(option, click.Option) or option.name not in defaults:
+            continue
+        if isinstance(option.type, click.Choice):
+            assert set(option.type.choices) == literals(hints[option.name]), option.name
+        default = None if not isinstance(option.default, (bool, int, float, str)) else option.default
+        assert default == (defaults[option.name] or None) or default == defaults[option.name], option.name
+
+
+def literals(hint: Any) -> set[str]:
+    if getattr(hint, "__origin__", None) is Literal:
+        return set(get_args(hint))
+    return set().union(*(literals(one) for one in get_args(hint)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "suggestion"),
+    [
+        (["distil"], "distill"),
+        (["bench", "--thread", "1"], "--threads"),
+        (["prune", "x", "-o", "y", "--importance", "taylr", "--pruning-ratio", ".5"], "taylor"),
+    ],
+)
+def test_a_typo_exits_2_with_a_suggestion(onnxpress: Onnxpress, arguments: list[str], suggestion: str) -> None:
+    result = onnxpress(*arguments)
+    assert result.exit_code == 2
+    assert suggestion in result.stderr
+
+
+@pytest.mark.parametrize("options", [[], ["--pruning-ratio", "0.5", "--speedup", "2"]], ids=["none", "both"])
+def test_prune_wants_one_target(onnxpress: Onnxpress, options: list[str]) -> None:
+    result = onnxpress("prune", "timm:resnet18", "-o", "out", *options)
+    assert result.exit_code == 2
+    assert "give one of --pruning-ratio and --speedup" in result.stderr
+
+
+def test_no_arguments_show_the_commands(onnxpress: Onnxpress) -> None:
+    assert "distill" in onnxpress().output
+
+
+def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str) -> None:
+    """The README's first real use, command by command."""
+    quick = ["--epochs", 3, "--batch-size", 64, "--lr", 0.1, "-q"]
+    for arguments in (
+        ["finetune", f"{tiny}:cnn,width=32", "--data", "digits", "-o", "teacher", *quick],
+        ["distill", f"{tiny}:cnn", "--teacher", "teacher", "--data", "digits", "-o", "student", *quick],
+        ["prune", "student", "--pruning-ratio", 0.25, "--data", "digits", "-o", "pruned", "-q"],
+        ["distill", "pruned", "--teacher", "teacher", "--data", "digits", "-o", "recovered", *quick],
+        ["export", "recovered", "-o", "float32.onnx", "-q"],
+        ["verify", "float32.onnx", "--reference", "recovered", "-q"],
+        ["quantize", "float32.onnx", "--data", "digits", "-o", "int8.onnx", "-q"],
+        ["inspect", "int8.onnx"],
+    ):
+        result = onnxpress(*arguments)
+        assert result.exit_code == 0, result.output
+    assert "finetune" not in result.stdout.split("history")[1]
+    assert "distill, prune, distill, export, quantize" in result.stdout
+    result = onnxpress("bench", "float32.onnx", "int8.onnx", "--data", "digits", "--iterations", 20, "--json")
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["name"] for row in rows] == ["float32.onnx", "int8.onnx"]
+    assert rows[1]["accuracy"] > 60
+    assert not [path for path in Path().iterdir() if "part" in path.name]
+    lines = Path("student/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_json_puts_only_the_report_on_stdout(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    result = onnxpress("inspect", exported.path, "--json")
+    assert json.loads(result.stdout)["kind"] == "onnx"
+    assert json.loads(result.stdout)["format_version"] == "1.0"
+
+
+def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exported: OnnxModel, tmp_path: Path) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    proto = onnx.load(exported.path)
+    weight = next(one for one in proto.graph.initializer if len(one.dims) == 4)
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.01, weight.name))
+    onnx.save(proto, tmp_path / "corrupted.onnx")
+    assert onnxpress("verify", exported.path, "--reference", exported.path).exit_code == 0
+    result = onnxpress("verify", "corrupted.onnx", "--reference", exported.path)
+    assert result.exit_code == 3
+    assert "Error: corrupted.onnx does not match" in result.stderr
+    assert "max_abs_err" in result.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: the provider can be used")
+def test_cuda_without_a_gpu_is_one_line_that_says_why(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    line = one_error_line(onnxpress("bench", exported.path, "--provider", "cuda"))
+    assert "no NVIDIA GPU" in line or "has no CUDAExecutionProvider" in line
+
+
+BAD_INPUT = {
+    "a missing file": (["inspect", "nothing.onnx"], "nothing.onnx does not exist"),
+    "a misspelt file": (["inspect", "modle.onnx"], "Did you mean 'model.onnx'"),
+    "a misspelt timm model": (["export", "timm:resnet81", "-o", "x.onnx"], "Did you mean 'resnet18"),
+    "a misspelt torchvision model": (["export", "torchvision:resnet81", "-o", "x.onnx"], "Did you mean 'resnet18'"),
+    "an unknown kind": (["inspect", "tim:resnet18"], "unknown kind 'tim'"),
+    "a misspelt factory": (["inspect", "{tiny}:cnm"], "Did you mean 'cnn'"),
+    "an argument the factory does not take": (["inspect", "{tiny}:cnn,widht=3"], "widht"),
+    "a truncated onnx": (["inspect", "cut.onnx"], "damaged, cut short or not ONNX"),
+    "an empty onnx": (["inspect", "empty.onnx"], "damaged, cut short or not ONNX"),
+    "a truncated npz": (["finetune", "{tiny}:cnn", "--data", "cut.npz", "-o", "x"], "cannot read cut.npz"),
+    "a truncated safetensors": (["inspect", "{tiny}:cnn,weights=cut.safetensors", "--input-shape", "1,8,8"], "damaged"),
+    "a pickle as weights": (["inspect", "{tiny}:cnn,weights=w.pt"], "is not a .safetensors file"),
+    "missing data": (["finetune", "{tiny}:cnn", "--data", "digit", "-o", "x"], "digit does not exist"),
+    "an unknown data kind": (["finetune", "{tiny}:cnn", "--data", "tv:CIFAR10", "-o", "x"], "unknown kind 'tv'"),
+    "labels out of range": (["finetune", "{tiny}:cnn", "--data", "labels.npz", "-o", "x"], "labels out of range"),
+    "NaN in the data": (["finetune", "{tiny}:mlp", "--data", "nan.npz", "-o", "x"], "holds NaN or infinity"),
+    "an empty class": (["finetune", "{tiny}:cnn", "--data", "gap.npz", "-o", "x"], "no training sample of class '1'"),
+    "an onnx to train": (["finetune", "model.onnx", "--data", "digits", "-o", "x"], "cannot be trained or pruned"),
+    "a torch model to bench": (["bench", "{tiny}:cnn"], "is not an .onnx file; export it first"),
+    "no input shape": (["export", "{tiny}:cnn", "-o", "x.onnx"], "give --data or --input-shape"),
+    "a wrong input shape": (["export", "{tiny}:cnn", "--input-shape", "3,8,8", "-o", "x.onnx"], "in its module '0'"),
+    "another teacher's classes": (
+        ["distill", "checkpoint", "--teacher", "{tiny}:mlp", "--data", "digits", "-o", "x"],
+        "mlp",
+    ),
+    "a missing module to ignore": (
+        ["prune", "checkpoint", "--pruning-ratio", "0.5", "--ignore", "3.convx", "-o", "x"],
+        "no module '3.convx' to ignore. Did you mean",
+    ),
+    "an untraceable model": (
+        ["export", "{tiny}:untraceable", "--input-shape", "1,8,8", "-o", "x.onnx"],
+        "in its module '1.1'",
+    ),
+    "colour images for a grey model": (["bench", "model.onnx", "--data", "rgb.npz"], "channels"),
+    "an output that exists": (["export", "checkpoint", "-o", "model.onnx"], "exists already; pass --force"),
+    "an output below a file": (["export", "checkpoint", "-o", "model.onnx/x.onnx"], "cannot write"),
+    "an unknown provider": (["bench", "model.onnx", "--provider", "CDUAExecutionProvider"], "Did you mean 'CUDAExec"),
+    "a recipe that is not TOML": (["run", "bad.toml"], "is not valid TOML"),
+    "a missing recipe": (["run", "digts"], "digts does not exist"),
+}
+
+
+@pytest.fixture
+def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Path:
+    """A folder with good and bad files, to which the commands above refer."""
+    whole = exported.path.read_bytes()
+    (tmp_path / "model.onnx").write_bytes(whole)
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "bad.toml").write_text("data = ")
+    save_checkpoint(untrained, tmp_path / "checkpoint")
+    weights = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(weights[:-100])
+    torch.save({"weight": torch.ones(1)}, tmp_path / "w.pt")
+    images, targets = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "good.npz", x_train=images, y_train=targets)
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:700])
+    labels = [str(index) for index in range(5)]
+    np.savez(tmp_path / "labels.npz", x_train=images, y_train=targets, labels=labels)
+    np.savez(tmp_path / "gap.npz", x_train=images, y_train=targets // 2 * 2)
+    np.savez(tmp_path / "rgb.npz", x_test=np.zeros((40, 8, 8, 3), np.uint8), y_test=targets)
+    np.savez(tmp_path / "nan.npz", x_train=np.full((40, 5), np.nan, np.float32), y_train=targets % 3)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", BAD_INPUT, ids=lambda case: case.replace(" ", "-"))
+def test_bad_input_is_one_clear_line_and_loses_nothing(
+    onnxpress: Onnxpress, workbench: Path, tiny: str, case: str
+) -> None:
+    arguments, message = BAD_INPUT[case]
+    before = contents(workbench)
+    line = one_error_line(onnxpress(*[argument.format(tiny=tiny) for argument in arguments]))
+    assert message in line
+    assert contents(workbench) == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bug_keeps_its_traceback(onnxpress: Onnxpress, monkeypatch: pytest.MonkeyPatch, exported: OnnxModel) -> None:
+    import core.describe
+
+    def broken(model: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(core.describe, "describe", broken)
+    assert isinstance(onnxpress("inspect", exported.path).exception, ZeroDivisionError)
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "checkpoint", "-o", "out.onnx"],
+        ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"],
+        ["prune", "checkpoint", "--pruning-ratio", "0.1", "-o", "out"],
+        ["finetune", "checkpoint", "--data", "digits", "--epochs", "1", "-o", "out"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_disk_that_fills_is_one_clear_line(
+    tmp_path: Path, exported: OnnxModel, untrained: TorchModel, arguments: list[str]
+) -> None:
+    """The kernel's limit on a file's size stands for the full disk: the same write fails, with a like error."""
+    (tmp_path / "model.onnx").write_bytes(exported.path.read_bytes())
+    save_checkpoint(untrained, tmp_path / "checkpoint")
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: cannot write"), done.stderr
+    assert "free on" in last
+    assert not (tmp_path / arguments[-1]).exists()
+    assert not list(tmp_path.rglob(".*.part*"))

@@ -1,0 +1,123 @@
+"""Reading recipes: typed, with errors that name the key and the nearest known one."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.gate import Gate
+from core.errors import ToolError
+from recipe import RECIPES, load_recipe
+
+SMALL = """
+data = "digits"
+seed = 7
+[[stage]]
+kind = "finetune"
+name = "teacher"
+model = "models.py:cnn"
+epochs = 2
+[[stage]]
+kind = "export"
+[[stage]]
+kind = "bench"
+models = ["export"]
+[gate]
+max_drop = 1.5
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    (tmp_path / "models.py").write_text("")
+    path = tmp_path / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+def test_stages_are_typed_and_take_the_shared_settings(small: Path) -> None:
+    recipe = load_recipe(small)
+    assert recipe.name == "small"
+    assert [(stage.name, stage.kind) for stage in recipe.stages] == [
+        ("teacher", "finetune"),
+        ("export", "export"),
+        ("bench", "bench"),
+    ]
+    assert (recipe.stages[0].config.epochs, recipe.stages[0].config.seed) == (2, 7)
+    assert recipe.gate == Gate(max_drop=1.5)
+
+
+def test_files_beside_the_recipe_are_found_from_anywhere(small: Path) -> None:
+    assert load_recipe(small).stages[0].references["model"] == f"{small.parent / 'models.py'}:cnn"
+
+
+def test_a_stage_reads_the_model_made_before_it(small: Path) -> None:
+    assert load_recipe(small).stages[1].references == {"model": "teacher"}
+
+
+@pytest.mark.parametrize(
+    ("override", "check"),
+    [
+        ("teacher.epochs=5", lambda recipe: recipe.stages[0].config.epochs == 5),
+        ("gate.max_drop=0.5", lambda recipe: recipe.gate.max_drop == 0.5),
+        ("gate.min_speedup=2", lambda recipe: recipe.gate.min_speedup == 2),
+        ("data=other.npz", lambda recipe: recipe.data == "other.npz"),
+        ("teacher.weights=w.safetensors", lambda recipe: recipe.stages[0].references["weights"] == "w.safetensors"),
+        ("teacher.flip=true", lambda recipe: recipe.stages[0].config.flip is True),
+    ],
+)
+def test_overrides(small: Path, override: str, check) -> None:
+    assert check(load_recipe(small, (override,)))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 2", "epoch = 2", "stage 'teacher': unknown key 'epoch'. Did you mean 'epochs'"),
+        ("epochs = 2", 'epochs = "two"', "stage 'teacher': epochs: Input should be a valid integer"),
+        ("epochs = 2", "epochs = 0", "stage 'teacher': epochs is 0; it must be at least 1"),
+        ("max_drop", "max_dorp", r"\[gate\]: unknown key 'max_dorp'. Did you mean 'max_drop'"),
+        ('kind = "finetune"', 'kind = "finetun"', "Did you mean 'finetune'"),
+        ('kind = "finetune"', "", "kind is None"),
+        ("seed = 7", "sead = 7", "unknown key 'sead'. Did you mean 'seed'"),
+        ('models = ["export"]', 'models = ["exprot"]', "no earlier stage is called 'exprot'. Did you mean 'export'"),
+        ('models = ["export"]', "", "stage 'bench' needs models"),
+        ('model = "models.py:cnn"', "", "stage 'teacher' needs model"),
+        ('kind = "export"', 'kind = "export"\nname = "teacher"', "two stages are called 'teacher'"),
+        ('data = "digits"', "", 'a recipe needs data = "..."'),
+        ('[[stage]]\nkind = "bench"\nmodels = ["export"]', "", r"\[gate\] needs a bench stage"),
+        ("[gate]", "[gate", "is not valid TOML"),
+    ],
+)
+def test_mistakes_are_named(small: Path, old: str, new: str, message: str) -> None:
+    assert old in SMALL
+    small.write_text(SMALL.replace(old, new))
+    with pytest.raises(ToolError, match=message):
+        load_recipe(small)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("techer.epochs=5", "no stage is called 'techer'. Did you mean 'teacher'"),
+        ("teacher.epoch=5", "unknown key 'epoch'"),
+        ("epochs", "write key=value or stage.key=value"),
+    ],
+)
+def test_mistaken_overrides_are_named(small: Path, override: str, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        load_recipe(small, (override,))
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_ready_recipe_reads(path: Path) -> None:
+    recipe = load_recipe(path)
+    kinds = [stage.kind for stage in recipe.stages]
+    assert [
+        kind for kind in ("finetune", "distill", "prune", "export", "verify", "quantize", "bench") if kind not in kinds
+    ] == []
+    assert recipe.gate != Gate()
+
+
+def test_a_ready_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(Path("digits")).name == "digits"

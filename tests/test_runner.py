@@ -1,0 +1,164 @@
+"""Running recipes: every stage once, the gate, and the last good file."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import Result
+
+from core.onnx_model import open_onnx
+
+RECIPE = """
+data = "digits"
+threads = 1
+[[stage]]
+kind = "finetune"
+name = "teacher"
+model = "{tiny}:cnn,width=32"
+epochs = 3
+batch_size = 64
+lr = 0.1
+[[stage]]
+kind = "distill"
+name = "student"
+model = "{tiny}:cnn,width=8"
+teacher = "teacher"
+epochs = 2
+batch_size = 64
+lr = 0.1
+[[stage]]
+kind = "prune"
+pruning_ratio = 0.2
+[[stage]]
+kind = "export"
+name = "baseline"
+model = "teacher"
+[[stage]]
+kind = "export"
+name = "float32"
+model = "prune"
+[[stage]]
+kind = "verify"
+model = "float32"
+reference = "prune"
+[[stage]]
+kind = "quantize"
+name = "int8"
+model = "float32"
+calibration_samples = 64
+[[stage]]
+kind = "bench"
+models = ["baseline", "float32", "int8"]
+iterations = 20
+rounds = 2
+[gate]
+max_drop = 90
+"""
+STAGES = ["teacher", "student", "prune", "baseline", "float32", "verify", "int8", "bench"]
+
+
+@pytest.fixture
+def run(onnxpress: Callable[..., Result], tiny: str, tmp_path: Path) -> Callable[..., Result]:
+    (tmp_path / "job.toml").write_text(RECIPE.format(tiny=tiny))
+    return lambda *overrides: onnxpress("run", "job.toml", *(part for one in overrides for part in ("--set", one)))
+
+
+def ran(result: Result) -> list[str]:
+    """The stages that a run did not find done."""
+    return [
+        line.split(":")[0]
+        for line in result.stderr.splitlines()
+        if ": " in line and "done already" not in line and line.split(":")[0] in STAGES
+    ]
+
+
+def test_a_run_its_cache_and_its_gate(run: Callable[..., Result], onnxpress: Callable[..., Result]) -> None:
+    """One long story, because each part stands on the run before it."""
+    first = run()
+    assert first.exit_code == 0, first.output
+    assert ran(first) == STAGES
+    artifact = Path("runs/job/job.onnx")
+    model = open_onnx(artifact)
+    assert [step.stage for step in model.history] == ["distill", "prune", "export", "quantize"]
+    assert model.sha256 == open_onnx(Path("runs/job/int8/model.onnx")).sha256
+    report = json.loads(Path("runs/job/report.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == STAGES
+    assert report["bars"][0]["ok"]
+    pruned = json.loads(Path("runs/job/prune/report.json").read_text())
+    assert pruned["macs_ratio"] > 1
+    assert pruned["measured_speedup"] > 0
+
+    # again: nothing is left to do, and the table is the one that was measured
+    second = run()
+    assert second.exit_code == 0
+    assert ran(second) == []
+    assert second.stdout.split("samples/s")[1] == first.stdout.split("samples/s")[1]
+
+    # a changed setting reruns its stage and what stands on it, nothing else
+    assert ran(run("prune.pruning_ratio=0.4")) == ["prune", "float32", "verify", "int8", "bench"]
+
+    # a missed limit exits 3, says which, and leaves the last good file
+    good = artifact.read_bytes()
+    missed = run("prune.pruning_ratio=0.3", "gate.max_drop=-90")
+    assert missed.exit_code == 3
+    assert "Error: the gate stays shut: max_drop is -90, measured" in missed.stderr
+    assert "MISSED max_drop" in missed.stdout
+    assert artifact.read_bytes() == good
+
+    # a damaged output is not taken for done
+    Path("runs/job/int8/model.onnx").unlink()
+    assert ran(run("prune.pruning_ratio=0.3")) == ["int8", "bench"]
+
+    plan = onnxpress("run", "job.toml", "--dry-run", "--set", "prune.pruning_ratio=0.5")
+    states = {line.split()[0]: line.split()[-1] for line in plan.stdout.splitlines() if line.strip()}
+    assert states["teacher"] == states["student"] == states["baseline"] == "done"
+    assert states["prune"] == states["int8"] == states["bench"] == "do"
+
+
+def test_given_weights_are_taken_instead_of_training(
+    run: Callable[..., Result], onnxpress: Callable[..., Result], tiny: str
+) -> None:
+    made = onnxpress("finetune", f"{tiny}:cnn,width=32", "--data", "digits", "--epochs", 2, "-o", "given")
+    assert made.exit_code == 0, made.output
+    result = run("teacher.weights=given/model.safetensors", "bench.iterations=2")
+    assert result.exit_code == 0, result.output
+    report = json.loads(Path("runs/job/teacher/report.json").read_text())
+    assert report["stage"] == "weights"
+    assert report["validation_accuracy"] > 30
+    steps = open_onnx(Path("runs/job/baseline/model.onnx")).history
+    assert [step.stage for step in steps] == ["weights", "export"]
+    assert ran(run("teacher.weights=given/model.safetensors", "bench.iterations=2")) == []
+
+
+def test_a_stage_that_fails_loses_nothing_that_is_done(run: Callable[..., Result]) -> None:
+    failed = run('prune.ignore=["nowhere"]')
+    assert failed.exit_code == 1
+    assert "no module 'nowhere' to ignore" in failed.stderr
+    assert not Path("runs/job/job.onnx").exists()
+    assert ran(run()) == STAGES[2:]
+
+
+def test_a_verification_that_fails_in_a_run_exits_3(run: Callable[..., Result]) -> None:
+    assert run().exit_code == 0
+    path = Path("runs/job/float32/model.onnx")
+    proto = onnx.load(path)
+    weight = next(one for one in proto.graph.initializer if len(one.dims) == 4)
+    changed = onnx.numpy_helper.to_array(weight) + np.float32(0.5)
+    weight.CopyFrom(onnx.numpy_helper.from_array(changed, weight.name))
+    onnx.save(proto, path)
+    result = run("verify.atol=1e-4")
+    assert result.exit_code == 3
+    assert "does not match" in result.stderr
+
+
+def test_changed_data_reruns_everything(run: Callable[..., Result], digits) -> None:
+    images = digits.train.samples.array.squeeze(1).numpy()
+    targets = digits.train.targets.numpy()
+    for blank in (0, 5):
+        images = images.copy()
+        images[:blank] = 0
+        np.savez("some.npz", x_train=images, y_train=targets, x_test=images[:50], y_test=targets[:50])
+        assert ran(run("data=some.npz", "teacher.epochs=1", "student.epochs=1")) == STAGES
