@@ -15,6 +15,7 @@ from options import (
     RATIO,
     common_options,
     data_option,
+    init_option,
     optional_data,
     output_options,
     runtime_options,
@@ -57,11 +58,12 @@ def main() -> None:
 @main.command()
 @click.argument("model")
 @data_option
+@init_option
 @train_options
 @output_options
 @seed_option
 @common_options
-def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
+def finetune(model: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any) -> None:
     r"""Train MODEL on labelled data; keep its best epoch.
 
     \b
@@ -71,14 +73,13 @@ def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> 
         from compress.finetune import FinetuneConfig, finetune
         from compress.training_state import partial_folder
         from core.data_reference import load_data
-        from core.model_reference import load_torch_model
         from core.whole_output import refuse_overwrite
-        from runner import save_trained
+        from runner import save_trained, start_model
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
         result = finetune(
-            load_torch_model(model, loaded, seed=options["seed"]),
+            start_model(model, init_from, loaded, options["seed"]),
             loaded,
             FinetuneConfig(**options),
             workspace=partial_folder(output),
@@ -106,13 +107,15 @@ def finetune(model: str, data: str, output: Path, force: bool, **given: Any) -> 
     show_default=True,
     help="Share of the teacher's loss; the rest is the labels'.",
 )
-@click.option("--init-from-teacher", is_flag=True, help="Start from the teacher's tensors of the same name and shape.")
+@init_option
 @train_options
 @output_options
 @seed_option
 @runtime_options
 @common_options
-def distill(student: str, teacher: str, data: str, output: Path, force: bool, **given: Any) -> None:
+def distill(
+    student: str, teacher: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any
+) -> None:
     r"""Train STUDENT on a teacher's logits and the labels; keep its best epoch.
 
     \b
@@ -122,14 +125,14 @@ def distill(student: str, teacher: str, data: str, output: Path, force: bool, **
         from compress.distill import DistillConfig, distill
         from compress.training_state import partial_folder
         from core.data_reference import load_data
-        from core.model_reference import load_model, load_torch_model
+        from core.model_reference import load_model
         from core.whole_output import refuse_overwrite
-        from runner import save_trained
+        from runner import save_trained, start_model
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
         result = distill(
-            load_torch_model(student, loaded, seed=options["seed"]),
+            start_model(student, init_from, loaded, options["seed"]),
             load_model(teacher, loaded),
             loaded,
             DistillConfig(**options),

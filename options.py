@@ -45,6 +45,9 @@ output_options = _together(
 DATA_HELP = "digits, a folder, FILE.npz, torchvision:NAME or FILE.py:FACTORY."
 data_option = click.option("--data", required=True, help=DATA_HELP)
 optional_data = click.option("--data", help=DATA_HELP)
+init_option = click.option(
+    "--init-from", metavar="MODEL", help="Start from this model's tensors of the same name and shape."
+)
 train_options = _together(
     click.option(
         "--epochs", type=click.IntRange(1), default=10, show_default=True, help="Passes over the training split."

@@ -28,11 +28,12 @@ CONFIGS: dict[str, type] = {
     "bench": BenchConfig,
 }
 REFERENCES = {
-    "finetune": ("model", "weights"),
-    "distill": ("model", "teacher", "weights"),
+    "finetune": ("model", "init_from", "weights"),
+    "distill": ("model", "teacher", "init_from", "weights"),
     "verify": ("model", "reference"),
     "bench": ("models",),
 }
+OPTIONAL = ("init_from", "weights")
 SHARED = ("seed", "provider", "threads")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -45,7 +46,7 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: The models it reads, by role: ``model``, ``teacher``, ``reference``, ``models``, ``weights``.
+        references: The models it reads, by role: ``model``, ``teacher``, ``reference``, ``models``, ``init_from``, ``weights``.
     """
 
     name: str
@@ -120,7 +121,7 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
     if "model" in roles and "model" not in references and models:
         references["model"] = models[-1]
     for role in roles:
-        if role != "weights" and role not in references:
+        if role not in OPTIONAL and role not in references:
             raise ToolError(f'{path}: stage {name!r} needs {role} = "..."')
     known = [stage.name for stage in earlier]
     return Stage(name, kind, config, {role: _reference(named, known, path) for role, named in references.items()})

@@ -22,6 +22,7 @@ from bench.gate import Bar, bars
 from bench.latency import measure_speedup
 from compress.distill import distill
 from compress.finetune import finetune
+from compress.init_from import init_from
 from compress.prune import MeasureSpeedup, PruneConfig, prune
 from compress.quantize import QuantizeConfig, quantize
 from compress.training import TrainReport, finish, metrics_lines
@@ -150,6 +151,12 @@ def verify_on(data: Data | None, config: VerifyConfig) -> Callable[[OnnxModel, O
     return lambda reference, candidate: require_verified(verify(reference, candidate, config, data))
 
 
+def start_model(reference: str, donor: str | None, data: Data, seed: int) -> TorchModel:
+    """Load the model that training starts from, with the donor's tensors where one is named."""
+    model = load_torch_model(reference, data, seed=seed)
+    return init_from(model, load_torch_model(donor, data)) if donor else model
+
+
 def save_trained(model: TorchModel, report: Report, output: Path) -> None:
     """Write a checkpoint with its report, and with its metrics where it was trained; drop the resumable state."""
     extra = {"report.json": report.model_dump_json(indent=2) + "\n"}
@@ -271,6 +278,8 @@ def _run_training(current: _Run, stage: Stage) -> tuple[Model, Report]:
         save_trained(model, taken, output)
         return model, taken
     start = current.torch(stage.references["model"])
+    if "init_from" in stage.references:
+        start = init_from(start, current.torch(stage.references["init_from"]))
     if stage.kind == "finetune":
         result = finetune(start, current.data, stage.config, workspace=workspace, progress=current.progress)
     else:

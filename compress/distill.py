@@ -1,7 +1,5 @@
 """Train a student on a teacher's logits (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531)."""
 
-import copy
-import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,8 +18,6 @@ from core.progress import Progress, no_progress
 from core.result import Result
 from core.torch_model import TorchModel, torch_digest
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig(TrainConfig):
@@ -30,14 +26,12 @@ class DistillConfig(TrainConfig):
     Attributes:
         temperature: T, which softens both distributions; above 0.
         kd_ratio: Share of the teacher's loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * T^2 * KL.
-        init_from_teacher: Start the student from the teacher's tensors of the same name and shape, where it has some.
         provider: Where a teacher given as an .onnx file runs.
         threads: Threads of such a teacher; 0 takes the cores this process may use.
     """
 
     temperature: float = 4.0
     kd_ratio: float = 0.9
-    init_from_teacher: bool = False
     provider: str = "cpu"
     threads: int = 0
 
@@ -108,8 +102,6 @@ def distill(
     check_same_task(student, teacher)
     parent = torch_digest(student)
     taught_by = teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)
-    if config.init_from_teacher and isinstance(teacher, TorchModel):
-        student = _inheriting(student, teacher)
     teach = _teacher(teacher, preprocessing_of(teacher, data), config)
 
     def loss(logits: Tensor, samples: Tensor, targets: Tensor) -> Tensor:
@@ -130,20 +122,6 @@ def distill(
     logits, targets = predict(teacher, data, "validation", provider=config.provider, threads=config.threads)
     report = report.model_copy(update={"teacher_accuracy": accuracy(logits, targets)})
     return Result(replace(student, module=module, history=(*student.history, done)), report)
-
-
-def _inheriting(student: TorchModel, teacher: TorchModel) -> TorchModel:
-    """Copy the student with the teacher's tensors of the same name and shape in place of its own."""
-    module = copy.deepcopy(student.module)
-    own = module.state_dict()
-    taken = {
-        name: tensor
-        for name, tensor in teacher.module.state_dict().items()
-        if name in own and own[name].shape == tensor.shape
-    }
-    module.load_state_dict(taken, strict=False)
-    logger.info("%d of the student's %d tensors start from the teacher's", len(taken), len(own))
-    return replace(student, module=module)
 
 
 def _teacher(teacher: TorchModel | OnnxModel, preprocessing: Preprocessing, config: DistillConfig) -> Logits:

@@ -44,6 +44,8 @@ class CifarResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)  # every block starts by passing its input on (Goyal et al. 2017)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the network."""
@@ -69,9 +71,27 @@ def _zero_pad_shortcut(shortcut: nn.Conv2d) -> None:
 
 def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     """Build the 20-layer network, 0.27 M parameters."""
-    return CifarResNet((3, 3, 3), num_classes, in_chans)
+    return _declaring_input(CifarResNet((3, 3, 3), num_classes, in_chans))
+
+
+def resnet24(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 24-layer network: ResNet-20 with two more blocks in its last stage, 0.42 M parameters.
+
+    At 8x8 pixels a block costs the least time and holds the most parameters.
+    """
+    return _declaring_input(CifarResNet((3, 3, 5), num_classes, in_chans))
 
 
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     """Build the 56-layer network, 0.86 M parameters."""
-    return CifarResNet((9, 9, 9), num_classes, in_chans)
+    return _declaring_input(CifarResNet((9, 9, 9), num_classes, in_chans))
+
+
+def _declaring_input(network: CifarResNet) -> CifarResNet:
+    """Declare size and normalisation of the input as timm does; the published weights were trained with these."""
+    network.pretrained_cfg = {  # type: ignore[assignment]  # a plain attribute on a module
+        "input_size": (network.conv1.in_channels, 32, 32),
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+    }
+    return network

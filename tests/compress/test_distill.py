@@ -94,14 +94,6 @@ def test_an_onnx_teacher_teaches_like_the_module_it_was_exported_from(
     assert by_file == pytest.approx(by_module, rel=1e-4)
 
 
-def test_init_from_teacher_starts_where_the_teacher_stands(
-    untrained: TorchModel, trained: TorchModel, few_digits: Data
-) -> None:
-    config = DistillConfig(epochs=1, batch_size=64, lr=1e-6, init_from_teacher=True)
-    report = distill(untrained, trained, few_digits, config).report
-    assert report.initial_accuracy == pytest.approx(report.teacher_accuracy)
-
-
 def test_a_teacher_is_normalised_as_it_wants(untrained: TorchModel, trained: TorchModel, few_digits: Data) -> None:
     other = trained.preprocessing.model_copy(update={"mean": (0.0,), "std": (1.0,)})
     student = dataclasses.replace(untrained, preprocessing=other)

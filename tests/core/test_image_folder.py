@@ -177,3 +177,9 @@ def test_the_fingerprint_changes_with_name_size_and_time(image_folder: MakeFolde
     renamed = second.rename(root / "cat" / "renamed.png")
     found.add(files_fingerprint(root, [first, renamed]))
     assert len(found) == 4
+
+
+def test_a_16_bit_image_is_scaled_not_clipped(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 0x4000], [0x8000, 0xFFFF]], np.uint16)).save(tmp_path / "a.png")
+    assert survey([tmp_path / "a.png"], "L") == ("L", (2, 2))
+    assert decode(tmp_path / "a.png", "L").flatten().tolist() == pytest.approx([0, 64, 128, 255], abs=1)

@@ -111,7 +111,7 @@ def test_weights_come_from_a_safetensors_file(factory_file: Path, tmp_path: Path
 def test_pickled_weights_are_refused(factory_file: Path, tmp_path: Path) -> None:
     torch.save({"0.weight": torch.zeros(1)}, tmp_path / "w.pt")
     with pytest.raises(
-        ToolError, match=r"w\.pt is not a \.safetensors file; convert it .* pickled weights can run code"
+        ToolError, match=r"w\.pt is not a \.safetensors file; convert it .*pickled weights can run code"
     ):
         load_model(f"{factory_file}:mlp,weights={tmp_path}/w.pt", input_shape=(5,))
 

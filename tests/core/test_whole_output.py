@@ -84,6 +84,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model", "model/a"]
 
 
+def test_the_old_folder_stays_when_its_successor_cannot_take_its_place(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "a").write_text("old")
+    with pytest.raises(ToolError, match="cannot write"), whole_folder(tmp_path / "model") as part:
+        part.rmdir()  # so that the last rename fails
+    assert names(tmp_path) == ["model", "model/a"]
+
+
 def test_a_folder_replaces_a_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
     (tmp_path / "model").write_text("a file")
     with whole_folder(tmp_path / "model") as part:

@@ -1,0 +1,152 @@
+"""Logits from either carrier over a split, and the check that two models do the same task."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel, explain, open_onnx
+from core.predict import accuracy, check_same_task, logits_of, predict, preprocessing_of
+from core.preprocessing import Preprocessing, normalise
+from core.torch_model import InputSpec, TorchModel
+
+MakeOnnx = Callable[..., Path]
+SAMPLES = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
+TARGETS = np.arange(10) % 3
+
+
+@pytest.fixture
+def floats(tmp_path: Path) -> Data:
+    np.savez(tmp_path / "floats.npz", x_test=SAMPLES, y_test=TARGETS)
+    return load_data(str(tmp_path / "floats.npz"))
+
+
+@pytest.fixture
+def mlp(factory_file: Path) -> TorchModel:
+    """A network (N, 5) -> (N, 3)."""
+    return load_torch_model(f"{factory_file}:mlp", input_shape=(5,))
+
+
+def with_labels(path: Path, labels: tuple[str, ...]) -> OnnxModel:
+    proto = onnx.load(path)
+    explain(proto, history=(), inputs=(), preprocessing=None, labels=labels)
+    onnx.save(proto, path)
+    return open_onnx(path)
+
+
+def test_a_torch_model_is_run_over_the_whole_split_in_order(untrained: TorchModel, digits: Data) -> None:
+    logits, targets = predict(untrained, digits, "test", batch_size=100)
+    raw = digits.split("test").samples.fetch(digits.split("test").indices.tolist(), untrained.preprocessing)
+    with torch.no_grad():
+        expected = untrained.module(normalise(raw, untrained.preprocessing)).numpy()
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert np.array_equal(targets, digits.split("test").labels().numpy())
+
+
+@pytest.mark.parametrize("batch", ["N", 5, 1])
+def test_an_onnx_file_is_run_over_the_whole_split(linear_onnx: MakeOnnx, floats: Data, batch: int | str) -> None:
+    logits, targets = predict(open_onnx(linear_onnx(batch=batch)), floats, "test", batch_size=4)
+    np.testing.assert_allclose(logits, SAMPLES @ np.arange(15).reshape(5, 3), rtol=1e-4, atol=1e-4)
+    assert np.array_equal(targets, TARGETS)
+
+
+def test_a_fixed_batch_that_does_not_divide_the_split_is_explained(linear_onnx: MakeOnnx, floats: Data) -> None:
+    with pytest.raises(ToolError, match="batch"):
+        predict(open_onnx(linear_onnx(batch=4)), floats, "test")
+
+
+def test_a_limit_bounds_the_samples(linear_onnx: MakeOnnx, floats: Data) -> None:
+    logits, targets = predict(open_onnx(linear_onnx()), floats, "test", limit=3)
+    assert (len(logits), targets.tolist()) == (3, [TARGETS[0], TARGETS[4], TARGETS[9]])
+
+
+def test_a_model_of_other_classes_is_told(linear_onnx: MakeOnnx, floats: Data) -> None:
+    with pytest.raises(ToolError, match=r"linear\.onnx returns outputs of shape \(4,\), .*floats\.npz has 3 classes"):
+        predict(open_onnx(linear_onnx(num_classes=4)), floats, "test")
+
+
+def test_a_model_of_other_inputs_is_told(linear_onnx: MakeOnnx, floats: Data) -> None:
+    with pytest.raises(ToolError, match=r"cannot run the model on inputs of shape \(10, 5\)"):
+        predict(open_onnx(linear_onnx(num_features=6)), floats, "test")
+
+
+def test_a_torch_model_of_other_inputs_is_told(factory_file: Path, floats: Data) -> None:
+    model = load_torch_model(f"{factory_file}:mlp,num_features=6", input_shape=(6,))
+    with pytest.raises(ToolError, match="mlp"):
+        predict(model, floats, "test")
+
+
+def test_a_split_that_is_absent_is_named(linear_onnx: MakeOnnx, floats: Data) -> None:
+    with pytest.raises(ToolError, match=r"floats\.npz has no validation split"):
+        predict(open_onnx(linear_onnx()), floats, "validation")
+
+
+def test_an_onnx_file_without_shapes_is_run(linear_onnx: MakeOnnx, floats: Data) -> None:
+    path = linear_onnx()
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    onnx.save(proto, path)
+    assert predict(open_onnx(path), floats, "test")[0].shape == (10, 3)
+
+
+def test_images_are_not_guessed_at_for_a_foreign_file(linear_onnx: MakeOnnx, digits: Data) -> None:
+    with pytest.raises(ToolError, match=r"linear\.onnx does not say how images become its input .*float samples"):
+        preprocessing_of(open_onnx(linear_onnx()), digits)
+
+
+def test_preprocessing_is_the_models_own(
+    untrained: TorchModel, digits: Data, linear_onnx: MakeOnnx, floats: Data
+) -> None:
+    assert preprocessing_of(untrained, digits) is untrained.preprocessing
+    assert preprocessing_of(open_onnx(linear_onnx()), floats) == Preprocessing()
+
+
+def test_logits_do_not_follow_later_changes_of_the_module(mlp: TorchModel) -> None:
+    run = logits_of(mlp)
+    before = run(torch.ones(2, 5))
+    torch.nn.init.zeros_(mlp.module[2].weight)
+    assert torch.equal(run(torch.ones(2, 5)), before)
+    assert not before.requires_grad
+
+
+@pytest.mark.parametrize(("targets", "percent"), [([0, 1, 1, 0], 100), ([0, 0, 1, 0], 75), ([1, 0, 0, 1], 0)])
+def test_accuracy_is_the_share_of_highest_logits(targets: list[int], percent: float) -> None:
+    logits = np.array([[2, 1], [0, 5], [-2, -1], [1, 0]], np.float32)
+    assert accuracy(logits, np.array(targets)) == percent
+
+
+def test_models_of_one_task_pass(mlp: TorchModel, linear_onnx: MakeOnnx) -> None:
+    check_same_task(mlp, mlp)
+    check_same_task(mlp, open_onnx(linear_onnx()))
+    check_same_task(mlp, with_labels(linear_onnx(), ("0", "1", "2")))
+
+
+def test_a_teacher_of_other_inputs_is_refused(mlp: TorchModel, linear_onnx: MakeOnnx) -> None:
+    wider = replace(mlp, name="wide", inputs=(InputSpec(name="x", shape=(6,)),))
+    for teacher in (wider, replace(open_onnx(linear_onnx(num_features=6)), name="wide")):
+        with pytest.raises(ToolError, match=r"the teacher wide takes inputs of shape \(6,\), the student .* of \(5,\)"):
+            check_same_task(mlp, teacher)
+
+
+def test_a_teacher_of_other_classes_is_refused(mlp: TorchModel, linear_onnx: MakeOnnx) -> None:
+    four = replace(mlp, name="four", labels=("0", "1", "2", "3"))
+    for teacher in (four, replace(open_onnx(linear_onnx(num_classes=4)), name="four")):
+        with pytest.raises(
+            ToolError, match=r"the teacher four has 4 classes, the student .* has 3; the classes must be"
+        ):
+            check_same_task(mlp, teacher)
+
+
+def test_a_teacher_that_orders_its_classes_otherwise_is_refused(mlp: TorchModel, linear_onnx: MakeOnnx) -> None:
+    for teacher in (replace(mlp, labels=("2", "0", "1")), with_labels(linear_onnx(), ("2", "0", "1"))):
+        with pytest.raises(ToolError, match=r"orders its classes \('2', '0', '1'\), .*would be matched wrongly"):
+            check_same_task(mlp, teacher)
