@@ -46,7 +46,7 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: The models it reads, by role: ``model``, ``teacher``, ``reference``, ``models``, ``init_from``, ``weights``.
+        references: What it reads, by role: ``model``, ``teacher``, ``init_from``, ``weights``, ``reference``, ``models``.
     """
 
     name: str
@@ -55,12 +55,23 @@ class Stage:
     references: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """A parsed recipe; paths in it are already resolved."""
+    """A parsed recipe; paths in it are already resolved.
+
+    Attributes:
+        name: The artifact's name.
+        data: The data that every stage reads.
+        provider: Where speed is measured.
+        threads: Threads of an ONNX Runtime session; 0 takes the cores this process may use.
+        stages: What to do, in order.
+        gate: What must hold at the end.
+    """
 
     name: str
     data: str
+    provider: str
+    threads: int
     stages: tuple[Stage, ...]
     gate: Gate
 
@@ -95,7 +106,14 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     gate = typed_config(Gate, raw.get("gate", {}), "[gate]")
     if gate != Gate() and not any(stage.kind == "bench" for stage in stages):
         raise ToolError(f"{path}: [gate] needs a bench stage, whose figures it limits")
-    return Recipe(raw.get("name", path.stem), _resolved(raw["data"], path), tuple(stages), gate)
+    return Recipe(
+        name=str(raw.get("name", path.stem)),
+        data=_resolved(raw["data"], path),
+        provider=str(shared.get("provider", "cpu")),
+        threads=int(shared.get("threads", 0)),
+        stages=tuple(stages),
+        gate=gate,
+    )
 
 
 def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage], path: Path) -> Stage:

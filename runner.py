@@ -309,7 +309,7 @@ def _run_prune(current: _Run, stage: Stage) -> tuple[Model, Report]:
         current.torch(stage.references["model"]),
         config,
         data=current.data,
-        measure_speedup=torch_speedup("cpu", 1),
+        measure_speedup=torch_speedup(current.recipe.provider, current.recipe.threads),
         progress=current.progress,
     )
     save_trained(result.model, result.report, current.path(stage))
@@ -329,7 +329,7 @@ def _run_quantize(current: _Run, stage: Stage) -> tuple[Model, Report]:
         current.path(stage),
         config,
         verify=verify_on(current.data, VerifyConfig(provider=config.provider)),
-        measure_speedup=onnx_speedup(config.provider, 1),
+        measure_speedup=onnx_speedup(config.provider, current.recipe.threads),
         progress=current.progress,
         force=True,
     )
