@@ -47,6 +47,7 @@ class TrainConfig:
         crop_padding: Pixels a side of zero padding before a random crop; 0 for none.
         flip: Mirror half of the images left to right.
         precision: ``auto`` takes bfloat16 where the processor multiplies it in hardware, else float32.
+        compile: Run the student through torch.compile, which takes a minute to start and needs a C++ compiler.
         seed: Seeds the order of samples, the augmentation and dropout.
     """
 
@@ -61,6 +62,7 @@ class TrainConfig:
     crop_padding: int = 0
     flip: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,7 +133,9 @@ def train(
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     train_split, validation = data.split("train"), data.split("validation")
-    module = copy.deepcopy(student.module).to(device).to(memory_format=torch.channels_last)
+    module = copy.deepcopy(student.module).to(device)
+    if not config.compile:  # compiled kernels choose their own layout and lose by this one; eager ones gain
+        module = module.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
     )
@@ -143,6 +147,8 @@ def train(
         drop_last=len(train_split) > config.batch_size,  # a last batch of one sample breaks batch norm
     )
     prepared, optimizer, batches = accelerator.prepare(module, optimizer, batches)
+    if config.compile:
+        prepared = torch.compile(prepared)
     num_steps = len(batches)
     schedule = CosineLRScheduler(
         optimizer,
@@ -151,6 +157,7 @@ def train(
         t_in_epochs=False,
     )
     initial_accuracy = evaluate(module, validation, student.preprocessing, device, use_bfloat16=use_bfloat16)
+    layout = _layout(student.preprocessing, compiled=config.compile)
     state = load_state(workspace, key, module, optimizer, generator) if workspace else TrainingState()
     if state.next_epoch:
         logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
@@ -161,7 +168,7 @@ def train(
             schedule.step_update(epoch * num_steps + index)
             samples = augment(raw, crop_padding=config.crop_padding, flip=config.flip, generator=generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                logits = prepared(normalise(samples, student.preprocessing))
+                logits = prepared(normalise(samples, student.preprocessing).contiguous(memory_format=layout))
             batch_loss = loss(logits.float(), samples, targets)
             optimizer.zero_grad()
             accelerator.backward(batch_loss)
@@ -212,7 +219,7 @@ def evaluate(
     module.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
         for raw, targets in raised(loader(split, preprocessing, 256)):
-            inputs = normalise(raw.to(device), preprocessing).contiguous(memory_format=_layout(raw))
+            inputs = normalise(raw.to(device), preprocessing)
             num_correct += int((module(inputs).argmax(1).cpu() == targets).sum())
     module.train(was_training)
     return 100 * num_correct / len(split)
@@ -245,8 +252,8 @@ def _require_finite(loss: float, epoch: int, lr: float) -> None:
         )
 
 
-def _layout(images: Tensor) -> torch.memory_format:
-    return torch.channels_last if images.ndim == 4 else torch.contiguous_format
+def _layout(preprocessing: Preprocessing, *, compiled: bool) -> torch.memory_format:
+    return torch.channels_last if preprocessing.image_size and not compiled else torch.contiguous_format
 
 
 def _use_bfloat16(precision: str, device: torch.device) -> bool:

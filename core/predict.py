@@ -28,7 +28,7 @@ def logits_of(model: TorchModel | OnnxModel, *, device: str = "cpu", provider: s
         threads: Threads of an ONNX session; 0 takes the cores this process may use.
     """
     if isinstance(model, OnnxModel):
-        session = open_session(model.path, provider, threads)
+        session = open_session(model.path, provider, threads, spinning=False)
 
         def run_onnx(inputs: Tensor) -> Tensor:
             return torch.from_numpy(run_session(session, inputs.cpu().numpy())).to(inputs.device)

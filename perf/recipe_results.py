@@ -1,0 +1,151 @@
+"""Run a recipe and write its table to docs/results: NAME.json (what was measured) and NAME.md (rendered from it).
+
+Usage: python perf/recipe_results.py recipes/cifar10-resnet56.toml [--output runs/NAME] [--set KEY=VALUE ...]
+
+Stages that are done in the output folder are not run again; the bench is, so that the table is of this commit.
+Exits 3 when a bar of the recipe's gate is missed.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.compare import BenchReport
+from core.errors import ToolError
+from core.result import FORMAT_VERSION
+from core.whole_output import whole_file
+from recipe import load_recipe
+from runner import RunReport, run
+from terminal import bench_markdown, progress_shown, set_up_logging
+
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
+
+
+def main() -> None:
+    """Parse, run, write, and exit with the gate's verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--output", type=Path, help="folder of the run; default runs/NAME")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    given = parser.parse_args()
+    set_up_logging(verbose=False, quiet=False)
+    commit = _commit()
+    try:
+        recipe = load_recipe(given.recipe, tuple(given.overrides))
+        output = given.output or Path("runs") / recipe.name
+        for stage in recipe.stages:
+            if stage.kind == "bench":
+                shutil.rmtree(output / stage.name, ignore_errors=True)
+        with progress_shown(quiet=False) as progress:
+            report = run(recipe, output, progress=progress)
+    except ToolError as error:
+        sys.exit(f"Error: {error}")
+    result = _result(report, given.recipe, given.overrides, commit)
+    for suffix, text in ((".json", json.dumps(result, indent=2) + "\n"), (".md", _markdown(result))):
+        with whole_file(RESULTS / f"{recipe.name}{suffix}") as part:
+            part.write_text(text)
+    print(json.dumps(result, indent=2) if given.json else _markdown(result))
+    sys.exit(0 if all(bar["ok"] for bar in result["bars"]) else 3)
+
+
+def _result(report: RunReport, recipe: Path, overrides: list[str], commit: str) -> dict[str, Any]:
+    assert report.bench is not None
+    bench = report.bench
+    named = [_without_folder(override) for override in overrides]
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": report.recipe,
+        "command": " ".join(["python perf/recipe_results.py", str(recipe), *(f"--set {one}" for one in named)]),
+        "commit": commit,
+        "machine": bench.machine.model_dump(),
+        "versions": bench.versions,
+        "recipe": recipe.read_text(),
+        "bench": bench.model_dump(exclude={"machine", "versions"}),
+        "rows": [row.model_dump() for row in bench.rows],
+        "stages": [stage.model_dump(exclude={"cached"}) for stage in report.stages],
+        "bars": [bar.model_dump() for bar in report.bars],
+    }
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    bench = BenchReport.model_validate(
+        {**result["bench"], "machine": machine, "versions": result["versions"], "rows": result["rows"]}
+    )
+    threads = f"{bench.threads} thread{'s' if bench.threads != 1 else ''}" if bench.threads else "all cores"
+    lines = [
+        f"# {result['name']}",
+        "",
+        f"Made by `{result['command']}` at commit {result['commit']}; do not edit.",
+        "",
+        f"{bench.provider}, batch {bench.batch_size}, {threads}, {bench.rows[0].latency.iterations} interleaved runs of "
+        f"each model; accuracy on {bench.rows[0].samples} samples of the {bench.split} split.",
+        "",
+        bench_markdown(bench),
+        "| bar | measured | limit | |",
+        "|---|---|---|---|",
+        *(
+            f"| {bar['name']} | {bar['value']:.4g} | {bar['limit']:g} | {'kept' if bar['ok'] else 'MISSED'} |"
+            for bar in result["bars"]
+        ),
+        "",
+        "## How it came about",
+        "",
+        "| stage | kind | seconds | validation accuracy % | MACs | ONNX Runtime speed |",
+        "|---|---|---|---|---|---|",
+        *(_stage_row(stage) for stage in result["stages"]),
+        "",
+        "## Where",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, int8 instructions {', '.join(machine['int8_instructions'])}, "
+        f"GPU {machine['gpu'] or 'none'}, {machine['system']}, Python {machine['python']}.",
+        "",
+        ", ".join(f"{package} {version}" for package, version in result["versions"].items()) + ".",
+        "",
+        "## The recipe",
+        "",
+        "```toml",
+        result["recipe"].rstrip(),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _stage_row(stage: dict[str, Any]) -> str:
+    report = stage["report"]
+    accuracy = report.get("validation_accuracy") or (report.get("accuracy") or [None])[-1]
+    cells = [
+        stage["name"],
+        stage["kind"],
+        f"{stage['seconds']:.0f}",
+        f"{accuracy:.2f}" if accuracy is not None else "",
+        f"{report['macs_ratio']:.2f}x fewer" if "macs_ratio" in report else "",
+        f"{report['measured_speedup']:.2f}x" if report.get("measured_speedup") else "",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _without_folder(override: str) -> str:
+    """Name files without the folder they have on this machine."""
+    key, _, value = override.partition("=")
+    return f"{key}={Path(value).name}"
+
+
+def _commit() -> str:
+    """Return the commit of this checkout, marked when it has uncommitted changes."""
+    root = Path(__file__).parent
+    sha = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+    )
+    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    return sha.stdout.strip() + (" with uncommitted changes" if dirty.stdout.strip() else "")
+
+
+if __name__ == "__main__":
+    main()
