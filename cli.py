@@ -1,5 +1,6 @@
 """The command line: parse, one library call, render. Nothing heavy is imported before a command runs."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ class Cli(click.Group):
         except KeyboardInterrupt:
             resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
             click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
-            ctx.exit(1)
+            sys.stdout.flush()
+            os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})

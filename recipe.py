@@ -46,7 +46,8 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: What it reads, by role: ``model``, ``teacher``, ``init_from``, ``weights``, ``reference``, ``models``.
+        references: What it reads, by role: ``model``, ``models``, ``teacher``, ``reference``, ``init_from``,
+            ``weights``.
     """
 
     name: str

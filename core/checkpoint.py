@@ -15,7 +15,7 @@ from core.history import Step
 from core.model_source import build_module
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan, replay
-from core.references import file_sha256
+from core.references import file_sha256, missing_path
 from core.torch_model import InputSpec, Source, TorchModel
 from core.whole_output import whole_folder
 
@@ -104,9 +104,16 @@ def read_checkpoint_file(folder: Path) -> CheckpointFile:
     if not path.exists():
         raise ToolError(f"{folder} is not a checkpoint folder: it has no model.json")
     try:
-        return CheckpointFile.model_validate_json(path.read_bytes())
+        described = CheckpointFile.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise ToolError(f"{path} is damaged: {_first_line(error)}") from error
+    if described.format_version != FORMAT_VERSION:
+        raise ToolError(
+            f"{path} has format version {described.format_version}, this onnxpress reads {FORMAT_VERSION}; update it"
+        )
+    if described.source.kind == "factory" and described.source.file is None:
+        raise ToolError(f"{path} is damaged: source.file is missing")
+    return described
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -117,9 +124,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """
     tensors = read_tensors(path)
     expected = module.state_dict()
+    unexpected = [name for name in tensors if name not in expected]
     for name in expected:
         if name not in tensors and not name.endswith("num_batches_tracked"):
-            raise ToolError(f"{path} has no tensor {name!r}, which the model needs.{did_you_mean(name, tensors)}")
+            raise ToolError(f"{path} has no tensor {name!r}, which the model needs.{did_you_mean(name, unexpected)}")
     for name, tensor in tensors.items():
         if name not in expected:
             raise ToolError(f"{path} holds {name!r}, which the model does not have.{did_you_mean(name, expected)}")
@@ -137,7 +145,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ToolError: It is missing, damaged, or of another format.
     """
     if not path.exists():
-        raise ToolError(f"{path} does not exist")
+        raise missing_path(path)
     if path.suffix != ".safetensors":
         raise ToolError(
             f"{path} is not a .safetensors file; convert it with safetensors.torch.save_file "

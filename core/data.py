@@ -59,18 +59,14 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        samples: N raw samples.
-        targets: int64 (N,), class indices.
+        samples: Raw samples, of which this split may hold some.
+        targets: int64, the class index of every one of `samples`.
+        indices: int64 (N,), which of them this split holds, in this order.
     """
 
     samples: Samples
     targets: Tensor
     indices: Tensor
-
-    @staticmethod
-    def of(samples: Samples, targets: Tensor) -> "Split":
-        """Make the split that holds all of `samples`."""
-        return Split(samples, targets, torch.arange(len(samples)))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -120,6 +116,11 @@ class Data:
         return split
 
 
+def whole_split(samples: Samples, targets: Tensor) -> Split:
+    """Make the split that holds all of `samples`; targets is int64 (N,)."""
+    return Split(samples, targets, torch.arange(len(samples)))
+
+
 def hold_out_validation(train: Split) -> tuple[Split, Split]:
     """Split a seeded tenth off `train` for validation; return what remains and the tenth."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
@@ -137,6 +138,8 @@ def array_samples(array: npt.NDArray[np.generic], name: str) -> ArraySamples:
     Raises:
         ToolError: Another dtype or rank, no samples, or NaN or infinity among them.
     """
+    if array.ndim == 0:
+        raise ToolError(f"{name} is one value, not an array of samples")
     if len(array) == 0:
         raise ToolError(f"{name} holds no samples")
     if array.dtype == np.uint8 and array.ndim in (3, 4):
@@ -147,13 +150,15 @@ def array_samples(array: npt.NDArray[np.generic], name: str) -> ArraySamples:
         return ArraySamples(images.contiguous())
     if not np.issubdtype(array.dtype, np.floating):
         raise ToolError(f"{name} is {array.dtype} {array.shape}: images are uint8 (N, H, W[, C]), other samples float")
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
     not_finite = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
     if len(not_finite):
         raise ToolError(
             f"{name} holds NaN or infinity in {len(not_finite)} samples, the first at index {not_finite[0]}; "
             "clean or drop them"
         )
-    return ArraySamples(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)))
+    return ArraySamples(torch.from_numpy(array))
 
 
 def check_targets(

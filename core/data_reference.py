@@ -23,13 +23,16 @@ from core.data import (
     check_classes,
     check_targets,
     hold_out_validation,
+    whole_split,
 )
 from core.errors import ToolError, did_you_mean
 from core.history import digest_of
-from core.image_folder import MODE_CHANNELS, ImageSplit, class_names, files_fingerprint, list_split, survey
+from core.image_folder import MODE_CHANNELS, ImageFiles, class_names, files_fingerprint, list_split, survey
+from core.machine import available_cores
 from core.references import (
     Reference,
     call_factory,
+    check_arguments,
     file_sha256,
     load_factory,
     missing_path,
@@ -57,6 +60,7 @@ def load_data(text: str) -> Data:
         case "factory":
             data = _from_factory(reference)
         case "path" if reference.name == "digits":
+            check_arguments(reference, ())
             data = _from_arrays(_digits(), reference, labels=tuple(str(digit) for digit in range(10)))
         case "path":
             data = _from_path(reference)
@@ -71,6 +75,8 @@ def _with_validation(data: Data) -> Data:
     check_classes(data.train, data.labels, data.reference)
     if data.validation is not None:
         return data
+    if len(data.train) < 2:
+        raise ToolError(f"{data.reference} has one training sample; at least two are needed to hold validation out")
     train, validation = hold_out_validation(data.train)
     return replace(data, train=train, validation=validation)
 
@@ -82,6 +88,7 @@ def _from_path(reference: Reference) -> Data:
     if path.is_dir():
         return _from_folder(path, reference)
     if path.suffix == ".npz":
+        check_arguments(reference, ())
         return _from_arrays(_read_npz(path), reference)
     raise ToolError(
         f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, 'digits', "
@@ -91,9 +98,12 @@ def _from_path(reference: Reference) -> Data:
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ToolError(f"{path} holds one bare array; save x_train, y_train, ... with numpy.savez")
+        with archive:
             return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, RuntimeError) as error:
         raise ToolError(f"cannot read {path}: {error}; the file is damaged or holds Python objects") from error
 
 
@@ -117,7 +127,11 @@ def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tupl
     for name in arrays:
         if name not in known:
             raise ToolError(f"{reference.text} holds an unknown array {name!r}.{did_you_mean(name, known)}")
+        if name.startswith("y_") and f"x_{name[2:]}" not in arrays:
+            raise ToolError(f"{reference.text} holds {name} without x_{name[2:]}")
     if labels is None and "labels" in arrays:
+        if arrays["labels"].ndim != 1:
+            raise ToolError(f"{reference.text}: labels has shape {arrays['labels'].shape}; it is a list of class names")
         labels = tuple(str(label) for label in arrays["labels"])
     splits = {split: _array_split(arrays, split, labels, reference.text) for split in ("train", "val", "test")}
     present = [split for split in splits.values() if split is not None]
@@ -126,6 +140,8 @@ def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tupl
     shapes = {tuple(split.samples.array.shape[1:]) for split in present if isinstance(split.samples, ArraySamples)}
     if len(shapes) > 1:
         raise ToolError(f"{reference.text}: the splits differ in the shape of a sample: {sorted(shapes)}")
+    if len({split.samples.array.dtype for split in present if isinstance(split.samples, ArraySamples)}) > 1:
+        raise ToolError(f"{reference.text}: the splits differ: some hold uint8 images, some floats")
     labels = labels or tuple(str(index) for index in range(max(int(split.targets.max()) for split in present) + 1))
     first = present[0].samples
     return Data(
@@ -146,26 +162,32 @@ def _array_split(arrays: Mapping[str, Array], split: str, labels: tuple[str, ...
     if f"y_{split}" not in arrays:
         raise ToolError(f"{name} holds x_{split} without y_{split}")
     samples = array_samples(arrays[f"x_{split}"], f"{name}: x_{split}")
-    return Split.of(samples, check_targets(arrays[f"y_{split}"], len(samples), labels, f"{name}: y_{split}"))
+    return whole_split(samples, check_targets(arrays[f"y_{split}"], len(samples), labels, f"{name}: y_{split}"))
 
 
 def _from_folder(root: Path, reference: Reference) -> Data:
     folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if not folders:
         raise ToolError(f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/")
+    check_arguments(reference, ("mode", "image_size"))
     mode = reference.arguments.get("mode")
     if mode is not None and mode not in MODE_CHANNELS:
         raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
     labels = class_names(folders.get("train") or next(iter(folders.values())))
-    listed = {name: list_split(folder, labels, "RGB") for name, folder in folders.items()}
-    paths = [path for split in listed.values() for path in split.files.paths]
+    listed = {name: list_split(folder, labels) for name, folder in folders.items()}
+    paths = [path for found, _ in listed.values() for path in found]
     shared_mode, size = survey(paths, str(mode) if mode is not None else None)
-    splits = {name: _image_split(split, shared_mode) for name, split in listed.items()}
-    if "test" not in splits and "train" in splits and "val" in splits:
+    splits = {
+        name: whole_split(ImageFiles(tuple(found), shared_mode, available_cores()), torch.tensor(targets))
+        for name, (found, targets) in listed.items()
+    }
+    if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
     asked = reference.arguments.get("image_size")
     if asked is not None:
-        size = (int(asked), int(asked))
+        if not isinstance(asked, int) or asked < 1:
+            raise ToolError(f"{reference.text!r}: image_size is {asked!r}; it is a number of pixels")
+        size = (asked, asked)
     return Data(
         reference=reference.text,
         train=splits.get("train"),
@@ -176,10 +198,6 @@ def _from_folder(root: Path, reference: Reference) -> Data:
         is_image=True,
         fingerprint=files_fingerprint(root, paths),
     )
-
-
-def _image_split(listed: ImageSplit, mode: str) -> Split:
-    return Split.of(replace(listed.files, mode=mode), torch.tensor(listed.targets))
 
 
 def _from_torchvision(reference: Reference) -> Data:
@@ -206,7 +224,7 @@ def _from_torchvision(reference: Reference) -> Data:
     for split, chosen in by_split.items():
         try:
             datasets[split] = call_factory(factory, arguments | chosen, reference.text)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, ValueError, AssertionError, LookupError) as error:
             raise ToolError(f"cannot get {reference.text}: {error}") from error
     return _from_datasets(datasets, reference, labels=getattr(datasets["train"], "classes", None))
 
@@ -231,12 +249,19 @@ def _from_datasets(datasets: Mapping[str, Dataset[Any]], reference: Reference, l
     """Read map-style torch datasets of (image, class index) into memory."""
     arrays: dict[str, Array] = {}
     for split, dataset in datasets.items():
-        pairs = [dataset[index] for index in range(len(dataset))]  # type: ignore[arg-type]
+        try:
+            pairs = [(sample, target) for sample, target in (dataset[index] for index in range(len(dataset)))]  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise ToolError(
+                f"{reference.text}: {split} is not a map-style data set of (sample, class index): {error}"
+            ) from error
+        if not pairs:
+            raise ToolError(f"{reference.text}: {split} holds no samples")
         try:
             arrays[f"x_{split}"] = np.stack([np.asarray(sample) for sample, _ in pairs])
         except ValueError as error:
             raise ToolError(
                 f"{reference.text}: the samples of {split} differ in shape ({error}); resize them"
             ) from error
-        arrays[f"y_{split}"] = np.array([int(target) for _, target in pairs])
-    return _from_arrays(arrays, reference, labels=tuple(str(label) for label in labels) if labels else None)
+        arrays[f"y_{split}"] = np.array([np.asarray(target)[()] for _, target in pairs])
+    return _from_arrays(arrays, reference, labels=tuple(str(label) for label in labels) if labels is not None else None)

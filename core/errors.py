@@ -9,6 +9,9 @@ class ToolError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))  # dependencies' messages span lines
+
 
 class InvalidValueError(ToolError, ValueError):
     """A configuration value lies outside what the stage accepts."""

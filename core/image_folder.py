@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from core.errors import ToolError
-from core.machine import available_cores
 from core.preprocessing import Preprocessing, fit_images
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
 MODE_CHANNELS = {"L": 1, "RGB": 3}
 
 
@@ -41,14 +42,6 @@ class ImageFiles:
         return torch.cat(images)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageSplit:
-    """The files of one split and the index of each one's class."""
-
-    files: ImageFiles
-    targets: list[int]
-
-
 def decode(path: Path, mode: str) -> Tensor:
     """Read one image: (C, H, W) uint8.
 
@@ -56,10 +49,13 @@ def decode(path: Path, mode: str) -> Tensor:
         ToolError: The file is not an image or is cut short.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
+            if opened.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
+                image = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
             decoded: Tensor = pil_to_tensor(image.convert(mode))
             return decoded
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
 
 
@@ -69,14 +65,14 @@ def class_names(folder: Path) -> tuple[str, ...]:
     Raises:
         ToolError: There is none.
     """
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if not names:
         raise ToolError(f"{folder} holds no class folders; images belong in {folder}/CLASS/")
     return names
 
 
-def list_split(folder: Path, labels: Sequence[str], mode: str) -> ImageSplit:
-    """List the images of one split, class by class, in the order of their names.
+def list_split(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """List the images of one split, class by class, in the order of their names; return paths and class indices.
 
     Raises:
         ToolError: A class folder is not among the labels, or holds no image.
@@ -91,7 +87,7 @@ def list_split(folder: Path, labels: Sequence[str], mode: str) -> ImageSplit:
             raise ToolError(f"the class folder {folder / name} is empty; remove it or add images")
         paths += images
         targets += [labels.index(name)] * len(images)
-    return ImageSplit(ImageFiles(tuple(paths), mode, num_workers=available_cores()), targets)
+    return paths, targets
 
 
 def survey(paths: Sequence[Path], mode: str | None) -> tuple[str, tuple[int, int] | None]:
@@ -114,7 +110,7 @@ def survey(paths: Sequence[Path], mode: str | None) -> tuple[str, tuple[int, int
             with Image.open(path) as image:
                 first_of_mode.setdefault(image.mode, path)
                 sizes.add((image.height, image.width))
-        except (UnidentifiedImageError, OSError) as error:
+        except UNREADABLE as error:
             raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
     size = sizes.pop() if len(sizes) == 1 else None
     if mode is not None:

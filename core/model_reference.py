@@ -14,7 +14,7 @@ from core.history import digest_of
 from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
 from core.preprocessing import Preprocessing
-from core.references import Argument, Reference, existing_sha256, missing_path, parse_reference
+from core.references import Argument, Reference, check_arguments, existing_sha256, missing_path, parse_reference
 from core.torch_model import InputSpec, TorchModel, run_once
 
 PREFIXES = ("timm", "torchvision", "hf")
@@ -44,6 +44,7 @@ def load_model(
     if reference.kind != "path":
         return _fresh(reference, data, input_shape, seed)
     path = Path(reference.name)
+    check_arguments(reference, ())
     if path.suffix == ".onnx":
         return open_onnx(path)
     if path.is_dir():
@@ -211,4 +212,4 @@ def _statistics(data: Data, preprocessing: Preprocessing) -> tuple[tuple[float, 
         count += channels.shape[1]
     mean = total / count
     std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
-    return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) for value in std.tolist())
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) or 1.0 for value in std.tolist())

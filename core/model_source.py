@@ -70,8 +70,8 @@ def build_module(source: Source, *, pretrained: bool = False) -> nn.Module:
         return get_model(source.name, weights="DEFAULT" if pretrained else None, **arguments).eval()  # type: ignore[no-any-return]
     except TypeError as error:
         raise ToolError(f"{text!r} does not take {source.arguments}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        raise ToolError(f"cannot build {text!r}: {error}") from error
+    except (OSError, RuntimeError, ValueError, LookupError, AssertionError, ArithmeticError) as error:
+        raise ToolError(f"cannot build {text!r} with {source.arguments}: {type(error).__name__} {error}") from error
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -63,7 +63,11 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
         ToolError: The file is missing, damaged, or has metadata under this tool's names that cannot be read.
     """
     proto = read_proto(path)
-    metadata = {entry.key.removeprefix(KEY_PREFIX): entry.value for entry in proto.metadata_props}
+    metadata = {
+        entry.key.removeprefix(KEY_PREFIX): entry.value
+        for entry in proto.metadata_props
+        if entry.key.startswith(KEY_PREFIX)
+    }
     weights = {initializer.name for initializer in proto.graph.initializer}
     try:
         preprocessing = _json(metadata, "preprocessing")
@@ -73,10 +77,10 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             sha256=file_sha256(path),
             inputs=tuple(_tensor_spec(value) for value in proto.graph.input if value.name not in weights),
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
-            opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+            opset=_opset(proto, path),
             is_quantized=any(node.op_type in _QUANTIZED_OPERATORS for node in proto.graph.node),
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
-            labels=tuple(_json(metadata, "labels") or ()),
+            labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
         )
     except (ValidationError, json.JSONDecodeError) as error:
@@ -95,7 +99,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path)
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ToolError(f"cannot read {path}: {error}; the file is damaged, cut short or not ONNX") from error
-    if not proto.graph.node or not proto.graph.output:
+    if not proto.graph.node or not proto.graph.output or not proto.opset_import:
         raise ToolError(f"{path} holds no graph; the file is damaged, cut short or not ONNX")
     return proto
 
@@ -109,7 +113,7 @@ def explain(
     labels: tuple[str, ...],
 ) -> None:
     """Write this tool's metadata into a model, in place; other entries stay."""
-    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    entries = {entry.key: entry.value for entry in proto.metadata_props if not entry.key.startswith(KEY_PREFIX)}
     entries[KEY_PREFIX + "history"] = json.dumps([step.model_dump() for step in history])
     entries[KEY_PREFIX + "inputs"] = json.dumps([spec.model_dump() for spec in inputs])
     if preprocessing is not None:
@@ -130,7 +134,16 @@ _QUANTIZED_OPERATORS = {
 }
 
 
+def _opset(proto: onnx.ModelProto, path: Path) -> int:
+    versions = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not versions:
+        raise ToolError(f"{path} names no version of the ONNX operator set; the file is damaged or cut short")
+    return versions[0]
+
+
 def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    if not value.type.tensor_type.elem_type:
+        raise ToolError(f"{value.name!r} is not a tensor, which every input and output must be")
     tensor = value.type.tensor_type
     shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

@@ -60,9 +60,21 @@ def predict(
         ToolError: The model cannot read this data.
     """
     preprocessing = preprocessing_of(model, data)
+    if isinstance(model, TorchModel) and not data.is_image and data.sample_shape != model.inputs[0].shape:
+        raise ToolError(
+            f"{model.name} takes samples of shape {model.inputs[0].shape}, those of {data.reference} have "
+            f"{data.sample_shape}"
+        )
     run = logits_of(model, provider=provider, threads=threads)
-    if isinstance(model, OnnxModel) and isinstance(model.inputs[0].shape[0], int):
-        batch_size = model.inputs[0].shape[0]
+    fixed = model.inputs[0].shape[0] if isinstance(model, OnnxModel) and model.inputs[0].shape else None
+    if isinstance(fixed, int):
+        batch_size = fixed
+        num_samples = min(len(data.split(split)), limit or len(data.split(split)))
+        if num_samples % fixed:
+            raise ToolError(
+                f"{model.name} has its batch fixed at {fixed}, which does not divide the {num_samples} samples of "
+                f"{split}; export it with a dynamic batch"
+            )
     logits, targets = [], []
     for inputs, classes in batches(data.split(split), preprocessing, batch_size, limit=limit):
         logits.append(run(inputs).numpy())

@@ -61,6 +61,8 @@ def replay(module: nn.Module, plan: PruningPlan) -> None:
                 "its source has changed since"
             )
     for name in plan.shapes:
+        if any(size < 0 for size in plan.shapes[name]):
+            raise ToolError(f"the pruning plan gives {name!r} the shape {plan.shapes[name]}; the plan is damaged")
         if name not in tensors:
             raise ToolError(
                 f"the pruning plan names the tensor {name!r}, which the rebuilt model does not have; "

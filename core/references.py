@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,14 @@ def accepted(factory: Callable[..., Any], defaults: dict[str, Argument]) -> dict
     return {name: value for name, value in defaults.items() if takes_any or name in parameters}
 
 
+def check_arguments(reference: Reference, known: Sequence[str]) -> None:
+    """Raise `ToolError` for the first argument that is not known, suggesting the nearest that is."""
+    for key in reference.arguments:
+        if key not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ToolError(f"{reference.text!r}: unknown argument {key!r}; {takes}.{did_you_mean(key, known)}")
+
+
 def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], text: str) -> Any:
     """Call a factory with the reference's arguments.
 
@@ -118,9 +127,11 @@ def _import(file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses, pickle and inspect look a class's module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise ToolError(f"cannot import {file}: {type(error).__name__}: {error}") from error
     return module
 

@@ -1,5 +1,7 @@
 """ONNX Runtime sessions on the provider that was asked for, or an error that says why not."""
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,9 @@ def provider_name(provider: str) -> str:
             f"provider {provider!r}: the installed onnxruntime {onnxruntime.__version__} has no {name}; "
             "pip install onnxruntime-gpu (without onnxruntime beside it)"
         )
+    nearest = " Did you mean 'cuda'?" if provider.lower() in ("gpu", "cuda") else None
     raise ToolError(
-        f"unknown provider {provider!r}.{did_you_mean(provider, [*PROVIDERS, *available])} "
+        f"unknown provider {provider!r}.{nearest or did_you_mean(provider, [*PROVIDERS, *available])} "
         f"This onnxruntime has {', '.join(available)}"
     )
 
@@ -61,7 +64,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     if name == PROVIDERS["cuda"]:
-        onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
+        with redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
     try:
         session = onnxruntime.InferenceSession(path, options, providers=[name])
     except Exception as error:
@@ -69,7 +73,7 @@ def open_session(
             raise
         raise ToolError(f"ONNX Runtime cannot load {path} on {provider}: {error}") from error
     if session.get_providers()[0] != name:
-        raise ToolError(f"provider {provider!r} cannot be used: {_why_not(provider)}")
+        raise ToolError(f"provider {provider!r} cannot be used: {_why_not(name)}")
     return session
 
 
@@ -120,8 +124,8 @@ def _is_onnxruntime_error(error: Exception) -> bool:
     return type(error).__module__.startswith("onnxruntime") or isinstance(error, (RuntimeError, ValueError))
 
 
-def _why_not(provider: str) -> str:
-    if provider != "cuda":
+def _why_not(name: str) -> str:
+    if name != PROVIDERS["cuda"]:
         return "ONNX Runtime could not start it"
     import torch
 

@@ -90,7 +90,7 @@ def torch_digest(model: TorchModel) -> str:
     digest.update(digest_of([source, plan, model.preprocessing.model_dump()]).encode())
     for name, tensor in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -123,7 +123,7 @@ def run_once(model: TorchModel) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         raise ToolError(f"{model.name} returns {_described(logits)}; a classifier returns logits (N, num_classes)")
     return logits
 

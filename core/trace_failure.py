@@ -1,6 +1,7 @@
 """Naming the innermost module that a tracer cannot follow."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -24,13 +25,22 @@ def failing_module(module: nn.Module, inputs: tuple[Tensor, ...], attempt: Attem
     recorded = _record_inputs(module, inputs)
     path = ""
     while True:
-        children = {f"{path}.{name}".lstrip("."): child for name, child in module.get_submodule(path).named_children()}
         failing = next(
-            (child for child in children if child in recorded and _fails(module, child, recorded, attempt)), None
+            (child for child in _called_below(module, path, recorded) if _fails(module, child, recorded, attempt)), None
         )
         if failing is None:
             return path
         path = failing
+
+
+def _called_below(module: nn.Module, path: str, recorded: dict[str, Any]) -> Iterator[str]:
+    """Yield the nearest called submodules below `path`, looking through containers that are never called themselves."""
+    for name, _ in module.get_submodule(path).named_children():
+        child = f"{path}.{name}".lstrip(".")
+        if child in recorded:
+            yield child
+        else:
+            yield from _called_below(module, child, recorded)
 
 
 def _fails(module: nn.Module, path: str, recorded: dict[str, tuple[Any, ...]], attempt: Attempt) -> bool:
@@ -41,10 +51,17 @@ def _fails(module: nn.Module, path: str, recorded: dict[str, tuple[Any, ...]], a
     return False
 
 
+def _positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    return inspect.signature(module.forward).bind(*args, **kwargs).args
+
+
 def _record_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[Any, ...]]:
     recorded: dict[str, tuple[Any, ...]] = {}
     handles = [
-        child.register_forward_pre_hook(lambda _, args, path=path: recorded.setdefault(path, args) and None)
+        child.register_forward_pre_hook(
+            lambda child, args, kwargs, path=path: recorded.setdefault(path, _positional(child, args, kwargs)) and None,
+            with_kwargs=True,
+        )
         for path, child in module.named_modules()
     ]
     try:

@@ -23,6 +23,7 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
         ToolError: `path` exists and `force` is false, or the file system refuses (full, read-only, not permitted).
     """
     refuse_overwrite(path, force=force)
+    _require_name(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,19 +38,37 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
 def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete."""
     refuse_overwrite(path, force=force)
+    _require_name(path)
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     with _explained(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             yield part
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
             if path.exists():
                 path.rename(old)
-            part.rename(path)
+            try:
+                part.rename(path)
+            except BaseException:
+                if old.exists() and not path.exists():
+                    old.rename(path)
+                raise
+            _remove(old)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_name(path: Path) -> None:
+    if not path.name:
+        raise ToolError(f"{str(path)!r} cannot be replaced; name a file or folder inside it")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -57,7 +76,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ToolError(f"cannot write {path}: {error.strerror or error}{_free_space(path)}") from error
+        about = f" ({error.filename})" if error.filename and Path(error.filename).parent != path.parent else ""
+        raise ToolError(f"cannot write {path}: {error.strerror or error}{about}{_free_space(path)}") from error
 
 
 def _free_space(path: Path) -> str:

@@ -83,8 +83,8 @@ def _markdown(result: dict[str, Any]) -> str:
         "",
         f"Made by `{result['command']}` at commit {result['commit']}; do not edit.",
         "",
-        f"{bench.provider}, batch {bench.batch_size}, {threads}, {bench.rows[0].latency.iterations} interleaved runs of "
-        f"each model; accuracy on {bench.rows[0].samples} samples of the {bench.split} split.",
+        f"{bench.provider}, batch {bench.batch_size}, {threads}, {bench.rows[0].latency.iterations} interleaved runs "
+        f"of each model; accuracy on {bench.rows[0].samples} samples of the {bench.split} split.",
         "",
         bench_markdown(bench),
         "| bar | measured | limit | |",

@@ -21,6 +21,7 @@ from core.data import (
     loader,
     raised,
     spread,
+    whole_split,
 )
 from core.errors import ToolError
 from core.preprocessing import Preprocessing
@@ -28,7 +29,7 @@ from core.preprocessing import Preprocessing
 
 def numbered(count: int) -> Split:
     """Samples (count, 1) that hold their own index, as do the targets."""
-    return Split.of(ArraySamples(torch.arange(count).float().unsqueeze(1)), torch.arange(count))
+    return whole_split(ArraySamples(torch.arange(count).float().unsqueeze(1)), torch.arange(count))
 
 
 def with_bad(value: float, index: int) -> np.ndarray:
@@ -109,7 +110,7 @@ def test_targets_that_cannot_be_used_are_named(targets: list[Any], labels: tuple
 
 
 def test_a_class_without_training_samples_is_named() -> None:
-    train = Split.of(ArraySamples(torch.zeros(3, 1)), torch.tensor([0, 2, 2]))
+    train = whole_split(ArraySamples(torch.zeros(3, 1)), torch.tensor([0, 2, 2]))
     with pytest.raises(ToolError, match="pets has no training sample of class 'dog', 'fox'; remove the class"):
         check_classes(train, ("cat", "dog", "bee", "fox"), "pets")
 
@@ -216,14 +217,14 @@ class Unreadable:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_error_while_fetching_arrives_as_it_was_raised(num_workers: int) -> None:
-    split = Split.of(Unreadable(num_workers), torch.zeros(6, dtype=torch.int64))
+    split = whole_split(Unreadable(num_workers), torch.zeros(6, dtype=torch.int64))
     with pytest.raises(ToolError) as caught:
         list(batches(split, Preprocessing(), 2))
     assert str(caught.value) == "cannot read the image 3.png: cut short"
 
 
 def test_batches_before_the_error_still_arrive() -> None:
-    split = Split.of(Unreadable(1), torch.zeros(6, dtype=torch.int64))
+    split = whole_split(Unreadable(1), torch.zeros(6, dtype=torch.int64))
     found = batches(split, Preprocessing(), 3)
     assert next(found)[0].shape == (3, 1)
     with pytest.raises(ToolError, match="cut short"):

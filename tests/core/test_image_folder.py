@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data import Data, Split, batches
+from core.data import Data, batches, whole_split
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.image_folder import class_names, decode, files_fingerprint, list_split, survey
+from core.image_folder import ImageFiles, class_names, decode, files_fingerprint, list_split, survey
 from core.preprocessing import Preprocessing
 
 MakeFolder = Callable[..., Path]
@@ -42,23 +42,23 @@ def test_a_folder_without_class_folders_is_refused(image_folder: MakeFolder) -> 
 def test_a_split_is_listed_class_by_class(image_folder: MakeFolder) -> None:
     root = image_folder({"cat": 2, "dog/nested": 1})
     (root / "cat" / "notes.txt").write_text("not an image")
-    split = list_split(root, ("bee", "cat", "dog"), "RGB")
-    assert split.targets == [1, 1, 2]
-    assert [path.parent.name for path in split.files.paths] == ["cat", "cat", "nested"]
+    paths, targets = list_split(root, ("bee", "cat", "dog"))
+    assert targets == [1, 1, 2]
+    assert [path.parent.name for path in paths] == ["cat", "cat", "nested"]
 
 
 def test_suffixes_in_capitals_are_images(image_folder: MakeFolder) -> None:
-    assert len(list_split(image_folder({"cat": 2}, suffix=".PNG"), ("cat",), "RGB").files) == 2
+    assert len(list_split(image_folder({"cat": 2}, suffix=".PNG"), ("cat",))[0]) == 2
 
 
 def test_an_empty_class_folder_is_named(image_folder: MakeFolder) -> None:
     with pytest.raises(ToolError, match=r"the class folder .*/dog is empty; remove it or add images"):
-        list_split(image_folder({"cat": 1, "dog": 0}), ("cat", "dog"), "RGB")
+        list_split(image_folder({"cat": 1, "dog": 0}), ("cat", "dog"))
 
 
 def test_a_class_that_train_lacks_is_named(image_folder: MakeFolder) -> None:
     with pytest.raises(ToolError, match=r"/dog is a class that train/ does not have"):
-        list_split(image_folder({"dog": 1}), ("cat",), "RGB")
+        list_split(image_folder({"dog": 1}), ("cat",))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
@@ -146,9 +146,9 @@ def test_a_mode_that_models_do_not_take_needs_a_conversion(image_folder: MakeFol
 
 def test_images_of_any_size_are_fitted_in_worker_processes(image_folder: MakeFolder) -> None:
     image_folder({"cat": 2}, height=12, width=20)
-    files = list_split(image_folder({"cat": 1}, height=7), ("cat",), "RGB").files
-    assert files.num_workers >= 1
-    split = Split.of(files, torch.zeros(3, dtype=torch.int64))
+    paths, _ = list_split(image_folder({"cat": 1}, height=7), ("cat",))
+    files = ImageFiles(tuple(paths), "RGB", num_workers=1)
+    split = whole_split(files, torch.zeros(3, dtype=torch.int64))
     (found,) = batches(split, Preprocessing(image_size=(5, 5), channels=3), 8)
     assert found[0].shape == (3, 3, 5, 5)
 
