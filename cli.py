@@ -66,7 +66,7 @@ def main() -> None:
 @seed_option
 @common_options
 def finetune(model: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any) -> None:
-    r"""Train MODEL on labelled data; keep its best epoch.
+    """Train MODEL on labelled data; keep its best epoch.
 
     \b
     onnxpress finetune timm:resnet18 --data photos/ --epochs 20 -o runs/resnet18
@@ -118,7 +118,7 @@ def finetune(model: str, data: str, init_from: str | None, output: Path, force: 
 def distill(
     student: str, teacher: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any
 ) -> None:
-    r"""Train STUDENT on a teacher's logits and the labels; keep its best epoch.
+    """Train STUDENT on a teacher's logits and the labels; keep its best epoch.
 
     \b
     onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos/ --epochs 20 -o runs/student
@@ -182,7 +182,7 @@ def distill(
 def prune(
     model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
 ) -> None:
-    r"""Remove whole channels from MODEL.
+    """Remove whole channels from MODEL.
 
     \b
     onnxpress prune runs/student --pruning-ratio 0.3 --data photos/ -o runs/pruned
@@ -224,7 +224,7 @@ def prune(
 def export(
     model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
 ) -> None:
-    r"""Write MODEL as an .onnx file, verified against it at batch 1, 2 and 7.
+    """Write MODEL as an .onnx file, verified against it at batch 1, 2 and 7.
 
     \b
     onnxpress export runs/student -o student.onnx
@@ -264,7 +264,7 @@ def export(
 @runtime_options
 @common_options
 def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
-    r"""Quantize MODEL.onnx to static int8 (QDQ), calibrated on training samples.
+    """Quantize MODEL.onnx to static int8 (QDQ), calibrated on training samples.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx
@@ -310,7 +310,7 @@ def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> 
 @runtime_options
 @common_options
 def verify(candidate: str, reference: str, data: str | None, **given: Any) -> None:
-    r"""Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
+    """Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
 
     \b
     onnxpress verify student.int8.onnx --reference student.onnx --data photos/ --min-agreement 98
@@ -336,7 +336,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 @runtime_options
 @common_options
 def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
-    r"""Measure several MODELS.onnx interleaved; the first is the baseline.
+    """Measure several MODELS.onnx interleaved; the first is the baseline.
 
     \b
     onnxpress bench teacher.onnx student.onnx student.int8.onnx --data photos/ --threads 1
@@ -362,7 +362,7 @@ def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
 )
 @common_options
 def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:
-    r"""Run RECIPE.toml, skipping stages that are done; exit 3 when its gate is missed.
+    """Run RECIPE.toml, skipping stages that are done; exit 3 when its gate is missed.
 
     \b
     onnxpress run digits
@@ -391,7 +391,7 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
 @shape_option
 @common_options
 def inspect(model: str, data: str | None, input_shape: tuple[int, ...] | None, **given: Any) -> None:
-    r"""Say what MODEL is: inputs, operators, parameters, MACs, size, history.
+    """Say what MODEL is: inputs, operators, parameters, MACs, size, history.
 
     \b
     onnxpress inspect student.int8.onnx

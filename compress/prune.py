@@ -195,12 +195,6 @@ def _pruned(
             f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
             f"leave it whole with --ignore {where or 'MODULE'}"
         ) from error
-    for path, child in module.named_modules():
-        if any(0 in parameter.shape for parameter in child.parameters(recurse=False)):
-            raise _EmptiedError(
-                f"a pruning ratio of {ratio:.3g} leaves no channel in {path!r}; lower it, "
-                f"or lower max_pruning_ratio (it is {config.max_pruning_ratio})"
-            )
     module.eval()
     run_once(replace(model, module=module))
     return module
@@ -239,17 +233,13 @@ def _prune_to_macs(
     closest = 1.0
     for attempt in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        try:
-            module = _pruned(original, model, config, middle, ignored)
-        except _EmptiedError:
-            high = middle
+        module = _pruned(original, model, config, middle, ignored)
+        reached = macs / num_macs(model, module)
+        closest = max(closest, reached)
+        if reached >= speedup:
+            high, best = middle, (middle, module)
         else:
-            reached = macs / num_macs(model, module)
-            closest = max(closest, reached)
-            if reached >= speedup:
-                high, best = middle, (middle, module)
-            else:
-                low = middle
+            low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
         raise GateMissedError(
@@ -329,12 +319,10 @@ def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]
 
 
 def _trace(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    """Trace a submodule alone, with inputs that carry a gradient as they do inside the whole."""
+    tracked = tuple(one.detach().requires_grad_(one.is_floating_point()) for one in inputs)
     with redirect_stdout(StringIO()):
-        torch_pruning.DependencyGraph().build_dependency(module, example_inputs=inputs)
-
-
-class _EmptiedError(ToolError):
-    """Pruning took every channel of a layer."""
+        torch_pruning.DependencyGraph().build_dependency(module, example_inputs=tracked)
 
 
 _IMPORTANCE: dict[str, Callable[[], Importance]] = {

@@ -23,6 +23,13 @@ class Untraceable(nn.Module):
         return x * 2 if x.sum().item() > 0 else x
 
 
+class Gradientless(nn.Module):
+    """Leaves torch for a moment, which works only where no gradient is recorded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() * 2)
+
+
 def cnn(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(in_chans, width, 3, padding=1, bias=False),
@@ -40,6 +47,11 @@ def untraceable(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     return nn.Sequential(first, nn.Sequential(nn.ReLU(), Untraceable()), *rest)
 
 
+def gradientless(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    first, *rest = cnn(num_classes, in_chans)
+    return nn.Sequential(first, nn.Sequential(nn.ReLU(), Gradientless()), *rest)
+
+
 def fixed_batch(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     class FixedBatch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -54,3 +66,11 @@ def mlp(num_classes: int = 3, num_features: int = 5) -> nn.Module:
 
 def needs_rgb(num_classes: int = 10) -> nn.Module:
     return cnn(num_classes, in_chans=3)
+
+
+def logits_from_nowhere(num_classes: int = 10) -> nn.Module:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat((x, -x), 1)
+
+    return nn.Sequential(cnn(num_classes), Twice())

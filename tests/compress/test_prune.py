@@ -126,6 +126,18 @@ def test_a_module_to_ignore_that_does_not_exist_suggests_the_nearest(trained: To
         prune(trained, PruneConfig(pruning_ratio=0.5, ignore=("3.conv3",)))
 
 
+def test_the_module_that_cannot_be_followed_is_named(tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:gradientless", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"cannot follow .*gradientless in its module '1\.1'.*--ignore 1\.1"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
+
+
+def test_a_model_whose_classifier_cannot_be_told_asks_for_it(tiny: str, digits: Data) -> None:
+    model = load_torch_model(f"{tiny}:logits_from_nowhere", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"cannot tell which layer of .* makes its 20 logits; name it with --ignore"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
+
+
 def test_taylor_without_data_says_so(trained: TorchModel) -> None:
     with pytest.raises(ToolError, match="'taylor' needs the gradient of the loss on samples; give --data"):
         prune(trained, PruneConfig(pruning_ratio=0.5, importance="taylor"))

@@ -1,0 +1,48 @@
+"""The documentation says what the code does."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import main
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_command_reference_is_current() -> None:
+    from make_cli_reference import REFERENCE, reference
+
+    assert REFERENCE.read_text() == reference(), "run `make docs`"
+
+
+def readme_commands() -> list[list[str]]:
+    blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("onnxpress ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+@pytest.mark.parametrize("arguments", readme_commands(), ids=lambda arguments: arguments[0])
+def test_the_readmes_commands_parse(arguments: list[str]) -> None:
+    command = main.commands[arguments[0]]
+    command.make_context(arguments[0], arguments[1:]).close()
+
+
+def test_the_readme_names_every_command() -> None:
+    assert set(re.findall(r"^\| `(\w+) ", README, re.MULTILINE)) == set(main.commands)
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.(?:py|toml))`", (ROOT / "ARCHITECTURE.md").read_text())
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
