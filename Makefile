@@ -29,6 +29,7 @@ check: lint types docs test
 .venv: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
+	@echo 'Installing into .venv (a few minutes the first time: PyTorch with its CUDA libraries is about 5 GB)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -19,6 +19,7 @@ from compress.augment import augment
 from compress.training_state import TrainingState, discard_state, load_state, save_state
 from core.data import Data, Split, loader, raised
 from core.errors import ToolError, require
+from core.machine import has_bfloat16
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress
 from core.result import Report
@@ -125,77 +126,34 @@ def train(
         progress: Told of every step.
 
     Raises:
-        ToolError: The loss is not finite.
+        ToolError: The loss is not finite, or samples that are not images are to be cropped or flipped.
     """
-    accelerator = Accelerator()
-    device = accelerator.device
-    use_bfloat16 = _use_bfloat16(config.precision, device)
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    train_split, validation = data.split("train"), data.split("validation")
-    module = copy.deepcopy(student.module).to(device)
-    if not config.compile:  # compiled kernels choose their own layout and lose by this one; eager ones gain
-        module = module.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(
-        module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
-    batches = loader(
-        train_split,
-        student.preprocessing,
-        config.batch_size,
-        generator=generator,
-        drop_last=len(train_split) > config.batch_size,  # a last batch of one sample breaks batch norm
-    )
-    prepared, optimizer, batches = accelerator.prepare(module, optimizer, batches)
-    if config.compile:
-        prepared = torch.compile(prepared)
-    num_steps = len(batches)
-    schedule = CosineLRScheduler(
-        optimizer,
-        t_initial=config.epochs * num_steps,
-        warmup_t=min(round(config.warmup_epochs * num_steps), config.epochs * num_steps - 1),
-        t_in_epochs=False,
-    )
-    initial_accuracy = evaluate(module, validation, student.preprocessing, device, use_bfloat16=use_bfloat16)
-    layout = _layout(student.preprocessing, compiled=config.compile)
-    state = load_state(workspace, key, module, optimizer, generator) if workspace else TrainingState()
+    loop = _prepare(student, data.split("train"), config, loss)
+    validation = data.split("validation")
+    initial_accuracy = _accuracy(loop, validation)
+    generator, optimizer = loop.generator, loop.optimizer
+    state = load_state(workspace, key, loop.module, optimizer, generator) if workspace else TrainingState()
     if state.next_epoch:
         logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
     for epoch in range(state.next_epoch, config.epochs):
-        started, total_loss = time.perf_counter(), torch.zeros((), device=device)
-        prepared.train()
-        for index, (raw, targets) in enumerate(raised(batches)):
-            schedule.step_update(epoch * num_steps + index)
-            samples = augment(raw, crop_padding=config.crop_padding, flip=config.flip, generator=generator)
-            with torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-                logits = prepared(normalise(samples, student.preprocessing).contiguous(memory_format=layout))
-            batch_loss = loss(logits.float(), samples, targets)
-            optimizer.zero_grad()
-            accelerator.backward(batch_loss)
-            optimizer.step()
-            total_loss += batch_loss.detach()
-            progress(f"{stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
-        seconds, mean_loss = time.perf_counter() - started, float(total_loss) / num_steps
-        _require_finite(mean_loss, epoch, config.lr)
-        measured = evaluate(module, validation, student.preprocessing, device, use_bfloat16=use_bfloat16)
-        _note_epoch(
-            state,
-            module,
-            measured,
-            {
-                "epoch": epoch + 1,
-                "lr": optimizer.param_groups[0]["lr"],
-                "train_loss": mean_loss,
-                "validation_accuracy": measured,
-                "samples_per_second": num_steps * config.batch_size / seconds,
-            },
-        )
-        if workspace and accelerator.is_main_process:
-            save_state(workspace, key, state, module, optimizer, generator)
+        started = time.perf_counter()
+        mean_loss = _run_epoch(loop, epoch, stage, progress)
+        seconds = time.perf_counter() - started
+        accuracy = _accuracy(loop, validation)
+        entry = {
+            "epoch": epoch + 1,
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": mean_loss,
+            "validation_accuracy": accuracy,
+            "samples_per_second": len(loop.batches) * config.batch_size / seconds,
+        }
+        _note_epoch(state, loop.module, accuracy, entry)
+        if workspace and loop.accelerator.is_main_process:
+            save_state(workspace, key, state, loop.module, optimizer, generator)
             with whole_file(workspace / "metrics.jsonl") as part:
                 part.write_text(metrics_lines(state.metrics))
-    module.load_state_dict(state.best_weights)
-    module.zero_grad(set_to_none=True)
+    loop.module.load_state_dict(state.best_weights)
+    loop.module.zero_grad(set_to_none=True)
     rates = [entry["samples_per_second"] for entry in state.metrics]
     report = TrainReport(
         stage=stage,
@@ -203,25 +161,106 @@ def train(
         best_epoch=state.best_epoch + 1,
         validation_accuracy=state.best_accuracy,
         initial_accuracy=initial_accuracy,
-        device=str(device),
-        precision="bfloat16" if use_bfloat16 else "float32",
+        device=str(loop.accelerator.device),
+        precision="bfloat16" if loop.use_bfloat16 else "float32",
         samples_per_second=sum(rates) / len(rates),
         metrics=tuple(state.metrics),
     )
-    return module.to("cpu").to(memory_format=torch.contiguous_format).eval(), report
+    return loop.module.to("cpu").to(memory_format=torch.contiguous_format).eval(), report
 
 
-def evaluate(
-    module: nn.Module, split: Split, preprocessing: Preprocessing, device: torch.device, *, use_bfloat16: bool
-) -> float:
-    """Return a module's accuracy on a split, in percent."""
-    was_training, num_correct = module.training, 0
-    module.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16):
-        for raw, targets in raised(loader(split, preprocessing, 256)):
-            inputs = normalise(raw.to(device), preprocessing)
-            num_correct += int((module(inputs).argmax(1).cpu() == targets).sum())
-    module.train(was_training)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Loop:
+    """What an epoch needs; `prepared` is `module` as accelerate and torch.compile wrap it."""
+
+    accelerator: Accelerator
+    module: nn.Module
+    prepared: Any
+    optimizer: Any
+    schedule: Any
+    batches: Any
+    generator: torch.Generator
+    preprocessing: Preprocessing
+    layout: torch.memory_format
+    use_bfloat16: bool
+    loss: BatchLoss
+    config: TrainConfig
+
+
+def _prepare(student: TorchModel, split: Split, config: TrainConfig, loss: BatchLoss) -> _Loop:
+    """Copy the student and set up everything that trains it."""
+    if (config.crop_padding or config.flip) and student.preprocessing.image_size is None:
+        raise ToolError(f"crop_padding and flip augment images; the samples have shape {student.inputs[0].shape}")
+    accelerator = Accelerator()
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    # compiled kernels choose their own layout and lose by channels-last; eager convolutions gain by it
+    is_eager_on_images = student.preprocessing.image_size is not None and not config.compile
+    layout = torch.channels_last if is_eager_on_images else torch.contiguous_format
+    module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=layout)
+    optimizer = create_optimizer_v2(
+        module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+    )
+    batches = loader(
+        split,
+        student.preprocessing,
+        config.batch_size,
+        generator=generator,
+        drop_last=len(split) > config.batch_size,  # a last batch of one sample breaks batch norm
+    )
+    prepared, optimizer, batches = accelerator.prepare(module, optimizer, batches)
+    num_steps = config.epochs * len(batches)
+    return _Loop(
+        accelerator=accelerator,
+        module=module,
+        prepared=torch.compile(prepared) if config.compile else prepared,
+        optimizer=optimizer,
+        schedule=CosineLRScheduler(
+            optimizer,
+            t_initial=num_steps,
+            warmup_t=min(round(config.warmup_epochs * len(batches)), num_steps - 1),
+            t_in_epochs=False,
+        ),
+        batches=batches,
+        generator=generator,
+        preprocessing=student.preprocessing,
+        layout=layout,
+        use_bfloat16=_use_bfloat16(config.precision, accelerator.device),
+        loss=loss,
+        config=config,
+    )
+
+
+def _run_epoch(loop: _Loop, epoch: int, stage: str, progress: Progress) -> float:
+    """Train for one epoch and return the mean loss of its batches."""
+    config, device, num_steps = loop.config, loop.accelerator.device, len(loop.batches)
+    total_loss = torch.zeros((), device=device)
+    loop.prepared.train()
+    for index, (raw, targets) in enumerate(raised(loop.batches)):
+        loop.schedule.step_update(epoch * num_steps + index)
+        samples = augment(raw, crop_padding=config.crop_padding, flip=config.flip, generator=loop.generator)
+        inputs = normalise(samples, loop.preprocessing).contiguous(memory_format=loop.layout)
+        with torch.autocast(device.type, torch.bfloat16, enabled=loop.use_bfloat16):
+            logits = loop.prepared(inputs)
+        loss = loop.loss(logits.float(), samples, targets)
+        loop.optimizer.zero_grad()
+        loop.accelerator.backward(loss)
+        loop.optimizer.step()
+        total_loss += loss.detach()
+        progress(f"{stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
+    mean_loss = float(total_loss) / num_steps
+    _require_finite(mean_loss, epoch, config.lr)
+    return mean_loss
+
+
+def _accuracy(loop: _Loop, split: Split) -> float:
+    """Return the accuracy of the model being trained on a split, in percent."""
+    device, num_correct = loop.accelerator.device, 0
+    loop.module.eval()
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.use_bfloat16):
+        for raw, targets in raised(loader(split, loop.preprocessing, 256)):
+            inputs = normalise(raw.to(device), loop.preprocessing)
+            num_correct += int((loop.module(inputs).argmax(1).cpu() == targets).sum())
     return 100 * num_correct / len(split)
 
 
@@ -252,15 +291,9 @@ def _require_finite(loss: float, epoch: int, lr: float) -> None:
         )
 
 
-def _layout(preprocessing: Preprocessing, *, compiled: bool) -> torch.memory_format:
-    return torch.channels_last if preprocessing.image_size and not compiled else torch.contiguous_format
-
-
 def _use_bfloat16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    from core.machine import has_bfloat16
-
     return device.type == "cpu" and has_bfloat16()

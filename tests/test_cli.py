@@ -15,28 +15,13 @@ import pytest
 import torch
 from click.testing import Result
 
-from bench.compare import BenchConfig
 from cli import main
-from compress.distill import DistillConfig
-from compress.finetune import FinetuneConfig
-from compress.prune import PruneConfig
-from compress.quantize import QuantizeConfig
 from core.checkpoint import save_checkpoint
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
-from export.to_onnx import ExportConfig
-from export.verify import VerifyConfig
+from recipe import CONFIGS
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = {
-    "finetune": FinetuneConfig,
-    "distill": DistillConfig,
-    "prune": PruneConfig,
-    "export": ExportConfig,
-    "quantize": QuantizeConfig,
-    "verify": VerifyConfig,
-    "bench": BenchConfig,
-}
 Onnxpress = Callable[..., Result]
 
 

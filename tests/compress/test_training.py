@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from compress.finetune import FinetuneConfig, finetune
 from compress.training_state import partial_folder
 from core.data import Data
+from core.data_reference import load_data
 from core.errors import ToolError
+from core.model_reference import load_torch_model
 from core.torch_model import TorchModel
 
 
@@ -116,3 +119,22 @@ def test_a_state_of_another_run_is_ignored(untrained: TorchModel, few_digits: Da
 def test_a_loss_that_is_not_finite_stops_with_advice(untrained: TorchModel, few_digits: Data) -> None:
     with pytest.raises(ToolError, match=r"loss became .* in epoch 1; lower --lr \(it is 1e\+30\)"):
         finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32, lr=1e30, warmup_epochs=0))
+
+
+def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, tmp_path: Path) -> None:
+    targets = np.arange(90) % 3
+    samples = np.eye(3, 5, dtype=np.float32)[targets]
+    np.savez(tmp_path / "rows.npz", x_train=samples, y_train=targets)
+    data = load_data(str(tmp_path / "rows.npz"))
+    model = load_torch_model(f"{tiny}:mlp", data)
+    assert finetune(model, data, FinetuneConfig(epochs=5, batch_size=8, lr=0.5)).report.validation_accuracy == 100
+    with pytest.raises(ToolError, match=r"crop_padding and flip augment images; the samples have shape \(5,\)"):
+        finetune(model, data, FinetuneConfig(flip=True))
+
+
+def test_a_compiled_student_trains_to_the_same(untrained: TorchModel, few_digits: Data) -> None:
+    losses = [
+        finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=64, compile=compiled)).report.metrics[0]
+        for compiled in (False, True)
+    ]
+    assert losses[1]["train_loss"] == pytest.approx(losses[0]["train_loss"], rel=1e-3)
