@@ -76,10 +76,18 @@ class RunReport(Report, frozen=True):
 
 
 class _Done(BaseModel, frozen=True):
-    """What a finished stage leaves in ``done.json``."""
+    """What a finished stage leaves in ``done.json``.
+
+    Attributes:
+        key: Digest of everything that determines the stage.
+        digest: Digest of the model it made, empty when it made none; part of the key of what stands on it.
+        file_sha256: Of the file that holds the model, so that a damaged one is made again.
+        seconds: How long it took.
+    """
 
     key: str
     digest: str
+    file_sha256: str
     seconds: float
 
 
@@ -174,7 +182,7 @@ class _Run:
     data: Data
     output: Path
     progress: Progress
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[tuple[str, int], Model] = field(default_factory=dict)
 
     def folder(self, stage: Stage) -> Path:
         return self.output / stage.name
@@ -184,18 +192,20 @@ class _Run:
         is_onnx = stage.kind in ("export", "quantize")
         return self.folder(stage) / ("model.onnx" if is_onnx else "checkpoint")
 
-    def model(self, reference: str) -> Model:
-        """The model that a stage's name or a reference stands for."""
-        if reference not in self.models:
-            stage = next((stage for stage in self.recipe.stages if stage.name == reference), None)
-            seed = int(getattr(stage.config, "seed", 0)) if stage else 0
-            self.models[reference] = (
-                load_model(str(self.path(stage))) if stage else load_model(reference, self.data, seed=seed)
-            )
-        return self.models[reference]
+    def stage(self, name: str) -> Stage | None:
+        return next((stage for stage in self.recipe.stages if stage.name == name), None)
 
-    def torch(self, reference: str) -> TorchModel:
-        model = self.model(reference)
+    def model(self, reference: str, seed: int = 0) -> Model:
+        """The model that a stage's name or a reference stands for; `seed` is for fresh weights."""
+        stage = self.stage(reference)
+        key = (reference, 0 if stage else seed)
+        if key not in self.models:
+            made = load_model(str(self.path(stage))) if stage else load_model(reference, self.data, seed=seed)
+            self.models[key] = made
+        return self.models[key]
+
+    def torch(self, reference: str, seed: int = 0) -> TorchModel:
+        model = self.model(reference, seed)
         return model if isinstance(model, TorchModel) else load_torch_model(str(model.path))
 
     def onnx(self, reference: str) -> OnnxModel:
@@ -213,7 +223,13 @@ class _Run:
         done = self.done(stage)
         if done is None or done.key != self.key(stage):
             return False
-        return stage.kind in ("verify", "bench") or self.path(stage).exists()
+        return done.file_sha256 == self.file_sha256(stage)
+
+    def file_sha256(self, stage: Stage) -> str:
+        """Digest of the file that holds the stage's model; empty when there is none."""
+        path = self.path(stage)
+        file = path / "model.safetensors" if path.is_dir() else path
+        return file_sha256(file) if file.is_file() else ""
 
     def key(self, stage: Stage) -> str:
         return digest_of(
@@ -230,8 +246,7 @@ class _Run:
         """What a reference stands for, so that the key changes when it does."""
         if isinstance(named, list):
             return [self.digest(role, one) for one in named]
-        stage = next((stage for stage in self.recipe.stages if stage.name == named), None)
-        if stage:
+        if stage := self.stage(named):
             done = self.done(stage)
             return done.digest if done else None
         if role == "weights":
@@ -248,7 +263,7 @@ def _run_stage(current: _Run, stage: Stage) -> StageReport:
         return StageReport(name=stage.name, kind=stage.kind, cached=True, seconds=done.seconds, report=stored)
     logger.info("%s: %s", stage.name, stage.kind)
     (folder / "done.json").unlink(missing_ok=True)
-    current.models.pop(stage.name, None)
+    current.models.pop((stage.name, 0), None)
     started = time.perf_counter()
     model, report = _STAGES[stage.kind](current, stage)
     seconds = time.perf_counter() - started
@@ -258,10 +273,11 @@ def _run_stage(current: _Run, stage: Stage) -> StageReport:
     elif isinstance(model, OnnxModel):
         digest = model.sha256
     if model is not None:
-        current.models[stage.name] = model
+        current.models[stage.name, 0] = model
+    finished = _Done(key=current.key(stage), digest=digest, file_sha256=current.file_sha256(stage), seconds=seconds)
     for name, text in (
         ("report.json", report.model_dump_json(indent=2)),
-        ("done.json", _Done(key=current.key(stage), digest=digest, seconds=seconds).model_dump_json()),
+        ("done.json", finished.model_dump_json()),
     ):
         with whole_file(folder / name) as part:
             part.write_text(text + "\n")
@@ -277,7 +293,7 @@ def _run_training(current: _Run, stage: Stage) -> tuple[Model, Report]:
         model, taken = _take_weights(current, stage)
         save_trained(model, taken, output)
         return model, taken
-    start = current.torch(stage.references["model"])
+    start = current.torch(stage.references["model"], stage.config.seed)
     if "init_from" in stage.references:
         start = init_from(start, current.torch(stage.references["init_from"]))
     if stage.kind == "finetune":

@@ -62,6 +62,12 @@ def show_plan(stages: list[tuple[Any, bool]]) -> None:
     _console().print(table)
 
 
+def bench_setting(report: Any) -> str:
+    """Say in a few words where and how a bench was measured."""
+    threads = {0: "all cores", 1: "1 thread"}.get(report.threads, f"{report.threads} threads")
+    return f"{report.provider}, batch {report.batch_size}, {threads}"
+
+
 def bench_markdown(report: Any) -> str:
     """Return the bench table as Markdown."""
     header, rows = _bench_cells(report)
@@ -92,8 +98,7 @@ def _bench_cells(report: Any) -> tuple[list[str], list[list[str]]]:
 def _bench_table(report: Any) -> Any:
     header, rows = _bench_cells(report)
     table = _table(*header)
-    threads = f"{report.threads} threads" if report.threads else "all threads"
-    table.caption = f"{report.provider}, batch {report.batch_size}, {threads}"
+    table.caption = bench_setting(report)
     for row in rows:
         table.add_row(*row)
     return table

@@ -20,7 +20,7 @@ from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
 from recipe import load_recipe
 from runner import RunReport, run
-from terminal import bench_markdown, progress_shown, set_up_logging
+from terminal import bench_markdown, bench_setting, progress_shown, set_up_logging
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -77,13 +77,12 @@ def _markdown(result: dict[str, Any]) -> str:
     bench = BenchReport.model_validate(
         {**result["bench"], "machine": machine, "versions": result["versions"], "rows": result["rows"]}
     )
-    threads = f"{bench.threads} thread{'s' if bench.threads != 1 else ''}" if bench.threads else "all cores"
     lines = [
         f"# {result['name']}",
         "",
         f"Made by `{result['command']}` at commit {result['commit']}; do not edit.",
         "",
-        f"{bench.provider}, batch {bench.batch_size}, {threads}, {bench.rows[0].latency.iterations} interleaved runs "
+        f"{bench_setting(bench)}, {bench.rows[0].latency.iterations} interleaved runs "
         f"of each model; accuracy on {bench.rows[0].samples} samples of the {bench.split} split.",
         "",
         bench_markdown(bench),
@@ -96,8 +95,8 @@ def _markdown(result: dict[str, Any]) -> str:
         "",
         "## How it came about",
         "",
-        "| stage | kind | seconds | validation accuracy % | MACs | ONNX Runtime speed |",
-        "|---|---|---|---|---|---|",
+        "| stage | kind | validation accuracy % | MACs | ONNX Runtime speed against the stage before |",
+        "|---|---|---|---|---|",
         *(_stage_row(stage) for stage in result["stages"]),
         "",
         "## Where",
@@ -123,7 +122,6 @@ def _stage_row(stage: dict[str, Any]) -> str:
     cells = [
         stage["name"],
         stage["kind"],
-        f"{stage['seconds']:.0f}",
         f"{accuracy:.2f}" if accuracy is not None else "",
         f"{report['macs_ratio']:.2f}x fewer" if "macs_ratio" in report else "",
         f"{report['measured_speedup']:.2f}x" if report.get("measured_speedup") else "",
