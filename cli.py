@@ -373,12 +373,11 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
         from recipe import load_recipe
         from runner import plan
         from runner import run as run_recipe
-        from terminal import show_plan
 
         loaded = load_recipe(recipe, overrides)
         folder = output or Path("runs") / loaded.name
         if dry_run:
-            show_plan(plan(loaded, folder))
+            _render(plan(loaded, folder), given)
             return
         report = run_recipe(loaded, folder, progress=progress)
     _render(report, given)

@@ -87,10 +87,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         ToolError: The file is missing or not TOML, a key or value is unknown or out of range.
     """
-    if not path.exists() and (RECIPES / f"{path}.toml").exists():
-        path = RECIPES / f"{path}.toml"
-    if not path.exists():
-        raise missing_path(path)
+    path = find_recipe(path)
     try:
         raw = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -98,9 +95,12 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     for override in overrides:
         _override(raw, override)
     check_keys(raw, {"name", "data", "stage", "gate", *SHARED}, str(path))
-    if "data" not in raw or not raw.get("stage"):
+    if not isinstance(raw.get("data"), str) or not _is_tables(raw.get("stage")):
         raise ToolError(f'{path}: a recipe needs data = "..." and at least one [[stage]]')
+    if not isinstance(raw.get("gate", {}), dict):
+        raise ToolError(f"{path}: gate is a table of limits: [gate]")
     shared = {key: raw[key] for key in SHARED if key in raw}
+    settings = typed_config(_Shared, shared, str(path))
     stages: list[Stage] = []
     for table in raw["stage"]:
         stages.append(_stage(table, shared, stages, path))
@@ -110,11 +110,40 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     return Recipe(
         name=str(raw.get("name", path.stem)),
         data=_resolved(raw["data"], path),
-        provider=str(shared.get("provider", "cpu")),
-        threads=int(shared.get("threads", 0)),
+        provider=settings.provider,
+        threads=settings.threads,
         stages=tuple(stages),
         gate=gate,
     )
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the recipe file that a path or the name of a ready recipe stands for.
+
+    Raises:
+        ToolError: There is none.
+    """
+    ready = RECIPES / f"{path}.toml"
+    if path.is_file():
+        return path
+    if ready.is_file():
+        return ready
+    if path.is_dir():
+        raise ToolError(f"{path} is a folder; name a recipe in it")
+    raise missing_path(path)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shared:
+    """What stands above the stages and holds for all of them."""
+
+    seed: int = 0
+    provider: str = "cpu"
+    threads: int = 0
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage], path: Path) -> Stage:
@@ -142,6 +171,11 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
     for role in roles:
         if role not in OPTIONAL and role not in references:
             raise ToolError(f'{path}: stage {name!r} needs {role} = "..."')
+    for role, named in references.items():
+        listed = named if role == "models" and isinstance(named, list) and named else [named]
+        if (role == "models") != isinstance(named, list) or not all(isinstance(one, str) for one in listed):
+            wanted = "a list of names" if role == "models" else "a name"
+            raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
     known = [stage.name for stage in earlier]
     return Stage(name, kind, config, {role: _reference(named, known, path) for role, named in references.items()})
 
@@ -179,9 +213,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not dot:
         raw[key] = value
     elif table_name == "gate":
-        raw.setdefault("gate", {})[key] = value
+        raw["gate"] = {**raw.get("gate", {}), key: value}
     else:
-        names = {str(table.get("name", table.get("kind"))): table for table in raw.get("stage", [])}
+        tables = raw["stage"] if _is_tables(raw.get("stage")) else []
+        names = {str(table.get("name", table.get("kind"))): table for table in tables}
         if table_name not in names:
             raise ToolError(f"--set {override}: no stage is called {table_name!r}.{did_you_mean(table_name, names)}")
         names[table_name][key] = value

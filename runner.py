@@ -31,7 +31,7 @@ from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.data_reference import load_data
 from core.history import digest_of, step
-from core.machine import package_versions
+from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
@@ -65,6 +65,21 @@ class WeightsReport(Report, frozen=True):
     validation_accuracy: float
 
 
+class PlannedStage(BaseModel, frozen=True):
+    """One stage of a plan."""
+
+    name: str
+    kind: str
+    references: dict[str, Any]
+    done: bool
+
+
+class PlanReport(Report, frozen=True):
+    """What a run would do."""
+
+    stages: tuple[PlannedStage, ...]
+
+
 class RunReport(Report, frozen=True):
     """A whole run; `artifact` is where the file was put, None when a limit was missed or no stage makes one."""
 
@@ -81,13 +96,13 @@ class _Done(BaseModel, frozen=True):
     Attributes:
         key: Digest of everything that determines the stage.
         digest: Digest of the model it made, empty when it made none; part of the key of what stands on it.
-        file_sha256: Of the file that holds the model, so that a damaged one is made again.
+        files_digest: Of the files that hold the model and its report, so that damaged ones are made again.
         seconds: How long it took.
     """
 
     key: str
     digest: str
-    file_sha256: str
+    files_digest: str
     seconds: float
 
 
@@ -129,10 +144,16 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
     return report
 
 
-def plan(recipe: Recipe, output: Path) -> list[tuple[Stage, bool]]:
-    """Return every stage and whether it is done already."""
+def plan(recipe: Recipe, output: Path) -> PlanReport:
+    """Tell of every stage whether a run would do it; what stands on a stage that is to do is to do."""
     current = _Run(recipe, load_data(recipe.data), output, no_progress)
-    return [(stage, current.is_done(stage)) for stage in recipe.stages]
+    planned: list[PlannedStage] = []
+    for stage in recipe.stages:
+        to_do = {one.name for one in planned if not one.done}
+        reads = [one for named in stage.references.values() for one in ([named] if isinstance(named, str) else named)]
+        done = to_do.isdisjoint(reads) and current.is_done(stage)
+        planned.append(PlannedStage(name=stage.name, kind=stage.kind, references=stage.references, done=done))
+    return PlanReport(stage="plan", stages=tuple(planned))
 
 
 def torch_speedup(provider: str, threads: int) -> MeasureSpeedup:
@@ -223,13 +244,14 @@ class _Run:
         done = self.done(stage)
         if done is None or done.key != self.key(stage):
             return False
-        return done.file_sha256 == self.file_sha256(stage)
+        return done.files_digest == self.files_digest(stage)
 
-    def file_sha256(self, stage: Stage) -> str:
-        """Digest of the file that holds the stage's model; empty when there is none."""
+    def files_digest(self, stage: Stage) -> str:
+        """Digest of the files that the stage left."""
         path = self.path(stage)
-        file = path / "model.safetensors" if path.is_dir() else path
-        return file_sha256(file) if file.is_file() else ""
+        model = [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
+        files = [*model, self.folder(stage) / "report.json"]
+        return digest_of([file_sha256(file) if file.is_file() else None for file in files])
 
     def key(self, stage: Stage) -> str:
         return digest_of(
@@ -239,8 +261,15 @@ class _Run:
                 {role: self.digest(role, named) for role, named in stage.references.items()},
                 self.data.fingerprint,
                 package_versions(),
+                self.measured_where(stage),
             ]
         )
+
+    def measured_where(self, stage: Stage) -> Any:
+        """What a measurement depends on beside its stage's config: nothing for stages that measure none."""
+        if stage.kind not in ("prune", "quantize", "bench"):
+            return None
+        return [this_machine().model_dump(), self.recipe.provider, self.recipe.threads]
 
     def digest(self, role: str, named: str | list[str]) -> Any:
         """What a reference stands for, so that the key changes when it does."""
@@ -264,6 +293,7 @@ def _run_stage(current: _Run, stage: Stage) -> StageReport:
     logger.info("%s: %s", stage.name, stage.kind)
     (folder / "done.json").unlink(missing_ok=True)
     current.models.pop((stage.name, 0), None)
+    key = current.key(stage)  # before the work: a file edited meanwhile is not what the work was done on
     started = time.perf_counter()
     model, report = _STAGES[stage.kind](current, stage)
     seconds = time.perf_counter() - started
@@ -274,13 +304,11 @@ def _run_stage(current: _Run, stage: Stage) -> StageReport:
         digest = model.sha256
     if model is not None:
         current.models[stage.name, 0] = model
-    finished = _Done(key=current.key(stage), digest=digest, file_sha256=current.file_sha256(stage), seconds=seconds)
-    for name, text in (
-        ("report.json", report.model_dump_json(indent=2)),
-        ("done.json", finished.model_dump_json()),
-    ):
-        with whole_file(folder / name) as part:
-            part.write_text(text + "\n")
+    with whole_file(folder / "report.json") as part:
+        part.write_text(report.model_dump_json(indent=2) + "\n")
+    finished = _Done(key=key, digest=digest, files_digest=current.files_digest(stage), seconds=seconds)
+    with whole_file(folder / "done.json") as part:
+        part.write_text(finished.model_dump_json() + "\n")
     return StageReport(
         name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=json.loads(report.model_dump_json())
     )
@@ -344,7 +372,7 @@ def _run_quantize(current: _Run, stage: Stage) -> tuple[Model, Report]:
         current.data,
         current.path(stage),
         config,
-        verify=verify_on(current.data, VerifyConfig(provider=config.provider)),
+        verify=verify_on(current.data, VerifyConfig(provider=config.provider, threads=current.recipe.threads)),
         measure_speedup=onnx_speedup(config.provider, current.recipe.threads),
         progress=current.progress,
         force=True,

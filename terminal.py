@@ -49,17 +49,10 @@ def show_report(report: Any) -> None:
             console.print(f"wrote {report.artifact}", highlight=False)
     elif report.stage == "bench":
         console.print(_bench_table(report))
+    elif report.stage == "plan":
+        console.print(_plan_table(report))
     else:
         console.print(_fields_table(report))
-
-
-def show_plan(stages: list[tuple[Any, bool]]) -> None:
-    """Print the stages of a recipe and which are done."""
-    table = _table("stage", "kind", "from", "state")
-    for stage, is_done in stages:
-        named = ", ".join(f"{role}={value}" for role, value in stage.references.items())
-        table.add_row(stage.name, stage.kind, named, "done" if is_done else "to do")
-    _console().print(table)
 
 
 def bench_setting(report: Any) -> str:
@@ -101,6 +94,14 @@ def _bench_table(report: Any) -> Any:
     table.caption = bench_setting(report)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def _plan_table(report: Any) -> Any:
+    table = _table("stage", "kind", "from", "state")
+    for stage in report.stages:
+        named = ", ".join(f"{role}={value}" for role, value in stage.references.items())
+        table.add_row(stage.name, stage.kind, named, "done" if stage.done else "to do")
     return table
 
 

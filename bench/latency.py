@@ -53,14 +53,15 @@ def measure_latencies(
     """
     inputs = [made_up_inputs(open_onnx(path), batch_size) for path in paths]
     times_ms: list[list[float]] = [[] for _ in paths]
-    per_round = -(-iterations // rounds)
+    rounds = min(rounds, iterations)
     for round_index in range(rounds):
+        num_runs = iterations // rounds + (round_index < iterations % rounds)
         for index, path in enumerate(paths):
             session = open_session(path, provider, threads)
             for _ in range(warmup):
                 run_session(session, *inputs[index])
             feed = dict(zip([value.name for value in session.get_inputs()], inputs[index], strict=True))
-            for _ in range(per_round):
+            for _ in range(num_runs):
                 started = time.perf_counter_ns()
                 session.run(None, feed)
                 times_ms[index].append((time.perf_counter_ns() - started) / 1e6)

@@ -12,7 +12,7 @@ from core.data import Data
 from core.errors import require
 from core.history import digest_of, step
 from core.onnx_model import OnnxModel
-from core.predict import Logits, accuracy, check_same_task, logits_of, predict, preprocessing_of
+from core.predict import Logits, accuracy, check_reads, check_same_task, logits_of, predict, preprocessing_of
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress, no_progress
 from core.result import Result
@@ -100,6 +100,7 @@ def distill(
         ToolError: Teacher and student differ in classes or input, the loss is not finite, or a sample cannot be read.
     """
     check_same_task(student, teacher)
+    check_reads(teacher, data)
     parent = torch_digest(student)
     taught_by = teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)
     teach = _teacher(teacher, preprocessing_of(teacher, data), config)

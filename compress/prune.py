@@ -19,7 +19,7 @@ from core.data import Data, batches
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError, did_you_mean, require
 from core.history import step
-from core.predict import accuracy, predict
+from core.predict import accuracy, check_reads, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import PruningPlan, architecture, difference
 from core.result import Report, Result
@@ -129,8 +129,10 @@ def prune(
         GateMissedError: The MACs target cannot be reached within `max_pruning_ratio`.
     """
     original = copy.deepcopy(model.module)
-    ignored = [*_classifiers(model), *config.ignore]
     _check_paths(original, config.ignore)
+    ignored = [*_classifiers(model, config.ignore), *config.ignore]
+    if data is not None:
+        check_reads(model, data)
     if config.importance == "taylor":
         _accumulate_gradients(original, model, data)
     if config.pruning_ratio is not None:
@@ -151,13 +153,21 @@ def prune(
     )
     accuracies = _recover(model, pruned, data)
     macs = (num_macs(model, model.module), num_macs(model, module))
+    if not _narrower(model.module, module):
+        raise ToolError(
+            f"nothing was removed: raise the pruning ratio ({ratio:.3g}), lower round_to ({config.round_to}) or "
+            "ignore less" + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
+        )
+    speedup = measure_speedup(model, pruned) if measure_speedup else None
+    if speedup is not None and speedup < 1:
+        logger.warning("the pruned model runs at %.2fx the speed on ONNX Runtime: try --round-to 8 or 16", speedup)
     report = PruneReport(
         stage="prune",
         pruning_ratio=ratio,
         macs=macs,
         params=(num_params(model.module), num_params(module)),
         macs_ratio=macs[0] / macs[1],
-        measured_speedup=measure_speedup(model, pruned) if measure_speedup else None,
+        measured_speedup=speedup,
         accuracy=accuracies,
         layers=_narrower(model.module, module),
     )
@@ -249,11 +259,15 @@ def _prune_to_macs(
     return best
 
 
-def _classifiers(model: TorchModel) -> list[str]:
-    """Return the path of the layer that makes the logits: the last one run whose output has their width."""
+def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
+    """Return the path of the layer that makes the logits: the last one run that is as wide as they are.
+
+    Raises:
+        ToolError: There is none, and the user names no module to ignore either.
+    """
     order: list[tuple[str, int]] = []
     handles = [
-        module.register_forward_hook(lambda _m, _i, output, path=path: order.append((path, output.shape[1])))
+        module.register_forward_hook(lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0])))
         for path, module in model.module.named_modules()
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
     ]
@@ -263,7 +277,7 @@ def _classifiers(model: TorchModel) -> list[str]:
         for handle in handles:
             handle.remove()
     last = [path for path, width in order if width == num_classes][-1:]
-    if not last:
+    if not last and not ignore:
         raise ToolError(
             f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
         )
@@ -318,9 +332,11 @@ def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]
     return tuple(layers)
 
 
-def _trace(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Trace a submodule alone, with inputs that carry a gradient as they do inside the whole."""
-    tracked = tuple(one.detach().requires_grad_(one.is_floating_point()) for one in inputs)
+    tracked = tuple(
+        one.detach().requires_grad_(one.is_floating_point()) if isinstance(one, torch.Tensor) else one for one in inputs
+    )
     with redirect_stdout(StringIO()):
         torch_pruning.DependencyGraph().build_dependency(module, example_inputs=tracked)
 

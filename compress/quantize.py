@@ -1,5 +1,6 @@
 """Static int8 quantization of an ONNX file, in the layout that is fast where the file will run."""
 
+import logging
 import platform
 import tempfile
 from collections.abc import Callable
@@ -13,17 +14,19 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import BaseModel, SerializeAsAny
 
-from core.data import Data, batches, spread
+from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean, require
 from core.history import step
 from core.machine import int8_instructions
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
-from core.predict import preprocessing_of
-from core.preprocessing import Preprocessing
+from core.predict import check_reads, preprocessing_of
+from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.sessions import open_session, provider_name, run_session
 from core.whole_output import whole_file
+
+logger = logging.getLogger(__name__)
 
 MeasureSpeedup = Callable[[OnnxModel, OnnxModel], float]
 """Speedup of the second file over the first, measured on ONNX Runtime."""
@@ -77,7 +80,6 @@ class QuantizeReport(Report, frozen=True):
 
     Attributes:
         layout: The element types.
-        nodes: Nodes of the graph, by whether their operator now works on quantized tensors.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
         verify: How far the outputs moved; None when they were not compared.
@@ -102,7 +104,7 @@ def fast_layout(provider: str) -> Layout:
             "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
         )
     instructions = int8_instructions()
-    if platform.machine().lower() in ("arm64", "aarch64"):
+    if _is_arm():
         return Layout(
             activation_type="int8",
             weight_type="int8",
@@ -156,6 +158,7 @@ def quantize(
     layout = _layout(config)
     proto = read_proto(model.path)
     _check_nodes(proto, config.nodes_to_exclude)
+    check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
     _check_runs(model, data, preprocessing)
     with whole_file(output, force=force) as part:
@@ -185,6 +188,8 @@ def quantize(
         candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
         speedup = measure_speedup(model, candidate) if measure_speedup else None
+    if speedup is not None and speedup < 1:
+        logger.warning("the int8 file runs at %.2fx the speed of the float32 file: it does not help here", speedup)
     made = open_onnx(output)
     report = QuantizeReport(
         stage="quantize",
@@ -229,13 +234,21 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
         self._next += 1
         self._progress("calibrate", self._next, len(self), "batches")
         chosen = self._split.take(torch.arange(first, min(first + self._batch_size, len(self._split))))
-        inputs, _ = next(batches(chosen, self._preprocessing, self._batch_size))
-        return {self._name: inputs.numpy()}
+        return {self._name: _fetch(chosen, self._preprocessing).numpy()}
+
+
+def _saturates(weight_type: str) -> bool:
+    """Tell whether this processor's multiply of uint8 by int8 saturates: x86 without VNNI."""
+    return not _is_arm() and weight_type == "int8" and not int8_instructions()
+
+
+def _is_arm() -> bool:
+    return platform.machine().lower() in ("arm64", "aarch64")
 
 
 def _layout(config: QuantizeConfig) -> Layout:
     if config.activation_type and config.weight_type:
-        reduce_range = bool(config.reduce_range)
+        reduce_range = _saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
         return Layout(
             activation_type=config.activation_type,
             weight_type=config.weight_type,
@@ -260,9 +273,14 @@ def _check_nodes(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
             raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
 
 
+def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
+    """Return all samples of a small split as inputs (N, ...), in this process."""
+    return normalise(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
+
+
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
     """Run one sample first, so that data of the wrong shape fails here with a clear message."""
-    inputs, _ = next(batches(data.split("train"), preprocessing, 1, limit=1))
+    inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
     batch_size = model.inputs[0].shape[0]
     repeats = batch_size if isinstance(batch_size, int) else 1
     run_session(open_session(model.path), inputs.repeat(repeats, *[1] * (inputs.ndim - 1)).numpy())

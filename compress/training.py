@@ -20,6 +20,7 @@ from compress.training_state import TrainingState, discard_state, load_state, sa
 from core.data import Data, Split, loader, raised
 from core.errors import ToolError, require
 from core.machine import has_bfloat16
+from core.predict import check_reads
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress
 from core.result import Report
@@ -126,8 +127,10 @@ def train(
         progress: Told of every step.
 
     Raises:
-        ToolError: The loss is not finite, or samples that are not images are to be cropped or flipped.
+        ToolError: The student cannot read the data, the loss is not finite, or what is to be cropped or flipped is no
+            image.
     """
+    check_reads(student, data)
     loop = _prepare(student, data.split("train"), config, loss)
     validation = data.split("validation")
     initial_accuracy = _accuracy(loop, validation)
@@ -145,7 +148,7 @@ def train(
             "lr": optimizer.param_groups[0]["lr"],
             "train_loss": mean_loss,
             "validation_accuracy": accuracy,
-            "samples_per_second": len(loop.batches) * config.batch_size / seconds,
+            "samples_per_second": min(len(loop.batches) * config.batch_size, len(data.split("train"))) / seconds,
         }
         _note_epoch(state, loop.module, accuracy, entry)
         if workspace and loop.accelerator.is_main_process:

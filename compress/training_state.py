@@ -61,6 +61,8 @@ def save_state(
         scalars[str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
     tensors["generator"] = generator.get_state()
     tensors["torch_random"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["cuda_random"] = torch.cuda.get_rng_state()
     described = {
         "key": key,
         "next_epoch": state.next_epoch,
@@ -99,6 +101,8 @@ def load_state(
     optimizer.load_state_dict(restored)
     generator.set_state(tensors["generator"])
     torch.set_rng_state(tensors["torch_random"])
+    if torch.cuda.is_available() and "cuda_random" in tensors:
+        torch.cuda.set_rng_state(tensors["cuda_random"])
     return TrainingState(
         next_epoch=described["next_epoch"],
         best_accuracy=described["best_accuracy"],

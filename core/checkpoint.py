@@ -61,6 +61,8 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
         history=model.history,
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.json").exists():
+        raise ToolError(f"{folder} holds something else than a checkpoint, which replacing it would delete")
     with whole_folder(folder) as part:
         (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
         (part / "model.json").write_text(described.model_dump_json(indent=2) + "\n")

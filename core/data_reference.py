@@ -196,7 +196,7 @@ def _from_folder(root: Path, reference: Reference) -> Data:
         labels=labels,
         sample_shape=None if size is None else (MODE_CHANNELS[shared_mode], *size),
         is_image=True,
-        fingerprint=files_fingerprint(root, paths),
+        fingerprint=digest_of([reference.arguments, files_fingerprint(root, paths)]),
     )
 
 

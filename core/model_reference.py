@@ -1,5 +1,6 @@
 """From a model reference to a carrier."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from core.torch_model import InputSpec, TorchModel, run_once
 
 PREFIXES = ("timm", "torchvision", "hf")
 STATISTICS_SAMPLES = 5000
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -173,6 +175,13 @@ def _input_of(
         }
         return shape, preprocessing.model_copy(update=update)
     if data is not None and data.train is not None:
+        if "weights" in reference.arguments:
+            logger.warning(
+                "%s does not declare its normalisation, so it is measured on %s; if its weights were trained with "
+                "another, set module.pretrained_cfg in the factory",
+                reference.text,
+                data.reference,
+            )
         mean, std = _statistics(data, preprocessing)
         return shape, preprocessing.model_copy(update={"mean": mean, "std": std})
     return shape, preprocessing

@@ -59,12 +59,8 @@ def predict(
     Raises:
         ToolError: The model cannot read this data.
     """
+    check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
-    if isinstance(model, TorchModel) and not data.is_image and data.sample_shape != model.inputs[0].shape:
-        raise ToolError(
-            f"{model.name} takes samples of shape {model.inputs[0].shape}, those of {data.reference} have "
-            f"{data.sample_shape}"
-        )
     run = logits_of(model, provider=provider, threads=threads)
     fixed = model.inputs[0].shape[0] if isinstance(model, OnnxModel) and model.inputs[0].shape else None
     if isinstance(fixed, int):
@@ -92,6 +88,34 @@ def accuracy(logits: FloatArray, targets: np.ndarray) -> float:
     return float(100 * (logits.argmax(axis=1) == targets).mean())
 
 
+def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
+    """Check that a model can be run on, trained on and scored by this data.
+
+    Raises:
+        ToolError: They differ in classes, in the order of classes, in kind or in shape of a sample.
+    """
+    if model.labels and len(model.labels) != len(data.labels):
+        raise ToolError(
+            f"{model.name} has {len(model.labels)} classes, {data.reference} has {len(data.labels)}; "
+            "the classes must be the same"
+        )
+    if model.labels != data.labels and set(model.labels) == set(data.labels):
+        raise ToolError(
+            f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
+            "labels would be matched wrongly"
+        )
+    if model.preprocessing is None or not isinstance(model, TorchModel):
+        return
+    if (model.preprocessing.image_size is not None) != data.is_image:
+        takes, holds = ("images", "other samples") if not data.is_image else ("samples that are not images", "images")
+        raise ToolError(f"{model.name} takes {takes}, {data.reference} holds {holds}")
+    if not data.is_image and data.sample_shape != model.inputs[0].shape:
+        raise ToolError(
+            f"{model.name} takes samples of shape {model.inputs[0].shape}, those of {data.reference} have "
+            f"{data.sample_shape}"
+        )
+
+
 def preprocessing_of(model: TorchModel | OnnxModel, data: Data) -> Preprocessing:
     """Return how `data` becomes this model's input.
 
@@ -115,13 +139,13 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
         ToolError: They differ.
     """
     taught = tuple(teacher.inputs[0].shape[1:] if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape)
-    if taught != student.inputs[0].shape:
+    if all(isinstance(size, int) for size in taught) and taught != student.inputs[0].shape:
         raise ToolError(
             f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
             f"{student.inputs[0].shape}; both must read the same samples"
         )
-    num_classes = teacher.outputs[0].shape[-1] if isinstance(teacher, OnnxModel) else len(teacher.labels)
-    if num_classes != len(student.labels):
+    num_classes = _num_classes(teacher)
+    if num_classes is not None and num_classes != len(student.labels):
         raise ToolError(
             f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
             f"{len(student.labels)}; the classes must be the same"
@@ -131,3 +155,11 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
             f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
             f"{student.labels}; logits would be matched wrongly"
         )
+
+
+def _num_classes(model: TorchModel | OnnxModel) -> int | None:
+    """Return the number of classes, or None where an .onnx file does not fix it."""
+    if isinstance(model, TorchModel):
+        return len(model.labels)
+    last = model.outputs[0].shape[-1:]
+    return last[0] if last and isinstance(last[0], int) else None

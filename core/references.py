@@ -128,6 +128,9 @@ def _import(file: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses, pickle and inspect look a class's module up there
+    folder = str(file.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # so that it can import its neighbours, now and when its functions run
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

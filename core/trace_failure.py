@@ -57,13 +57,12 @@ def _positional(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 def _record_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[Any, ...]]:
     recorded: dict[str, tuple[Any, ...]] = {}
-    handles = [
-        child.register_forward_pre_hook(
-            lambda child, args, kwargs, path=path: recorded.setdefault(path, _positional(child, args, kwargs)) and None,
-            with_kwargs=True,
-        )
-        for path, child in module.named_modules()
-    ]
+    path_of = {child: path for path, child in module.named_modules()}
+
+    def record(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded.setdefault(path_of[child], _positional(child, args, kwargs))
+
+    handles = [child.register_forward_pre_hook(record, with_kwargs=True) for child in path_of]
     try:
         with torch.no_grad():
             module(*inputs)

@@ -43,17 +43,16 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     with _explained(path):
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
+        _put_back(old, path)  # an earlier run may have been killed between the two renames below
         try:
             yield part
-            _remove(old)
-            if path.exists():
-                path.rename(old)
             try:
+                _remove(old)
+                if path.exists():
+                    path.rename(old)
                 part.rename(path)
-            except BaseException:
-                if old.exists() and not path.exists():
-                    old.rename(path)
-                raise
+            finally:
+                _put_back(old, path)
             _remove(old)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -62,6 +61,11 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
 def _require_name(path: Path) -> None:
     if not path.name:
         raise ToolError(f"{str(path)!r} cannot be replaced; name a file or folder inside it")
+
+
+def _put_back(old: Path, path: Path) -> None:
+    if old.exists() and not path.exists():
+        old.rename(path)
 
 
 def _remove(path: Path) -> None:

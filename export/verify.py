@@ -17,6 +17,7 @@ from core.sessions import FloatArray, made_up_inputs
 from core.torch_model import TorchModel, example_inputs
 
 DATA_SAMPLES = 512
+CHUNK = 64
 FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
 QUANTIZED_SQNR_DB = 10.0
 
@@ -108,8 +109,13 @@ def verify(
     run_candidate = logits_of(candidate, provider=config.provider, threads=config.threads)
     limits = _limits(config, candidate)
     comparisons = tuple(
-        compare(inputs, run_reference(batch).numpy(), run_candidate(batch).numpy(), rtol=limits.get("rtol", 0.0))
-        for inputs, batch in _inputs(candidate, config, data)
+        compare(
+            inputs,
+            np.concatenate([run_reference(batch).numpy() for batch in found]),
+            np.concatenate([run_candidate(batch).numpy() for batch in found]),
+            rtol=limits.get("rtol", 0.0),
+        )
+        for inputs, found in _inputs(reference, candidate, config, data)
     )
     return VerifyReport(
         stage="verify",
@@ -132,10 +138,12 @@ def compare(inputs: str, reference: FloatArray, candidate: FloatArray, *, rtol: 
     """Compare two outputs (N, K) on the same inputs.
 
     Raises:
-        ToolError: They differ in shape.
+        ToolError: They differ in shape, or have no class axis.
     """
     if reference.shape != candidate.shape:
         raise ToolError(f"the candidate returns {candidate.shape} where the reference returns {reference.shape}")
+    if reference.ndim < 2:
+        raise ToolError(f"the models return {reference.shape}; outputs of at least two axes, (N, K), can be compared")
     difference = np.abs(candidate.astype(np.float64) - reference)
     noise, signal = float(np.square(difference).sum()), float(np.square(reference, dtype=np.float64).sum())
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -150,19 +158,30 @@ def compare(inputs: str, reference: FloatArray, candidate: FloatArray, *, rtol: 
     )
 
 
-def _inputs(candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None) -> Iterator[tuple[str, Tensor]]:
-    """Yield named batches; real samples where there are some, since made-up ones leave a calibrated range."""
+def _inputs(
+    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Yield named lists of batches; real samples where there are some, since made-up ones leave a calibrated range.
+
+    Where a file fixes its batch, that is the only size it can be compared at.
+    """
+    fixed = _fixed_batch(reference) or _fixed_batch(candidate)
+    sizes = (fixed,) if fixed else config.batch_sizes
     if data is None:
-        for batch_size in config.batch_sizes:
-            yield f"batch {batch_size}", _made_up(candidate, batch_size, config.seed)
+        for size in sizes:
+            yield f"batch {size}", [_made_up(candidate, size, config.seed)]
         return
     preprocessing = preprocessing_of(candidate, data)
-    inputs = torch.cat(
-        [found for found, _ in batches(data.split("validation"), preprocessing, 256, limit=DATA_SAMPLES)]
-    )
-    for batch_size in config.batch_sizes:
-        yield f"batch {batch_size}", inputs[:batch_size]
+    found = batches(data.split("validation"), preprocessing, fixed or CHUNK, limit=DATA_SAMPLES)
+    inputs = [batch for batch, _ in found if not fixed or len(batch) == fixed]
+    for size in sizes:
+        yield f"batch {size}", [torch.cat(inputs)[:size]]
     yield "validation", inputs
+
+
+def _fixed_batch(model: TorchModel | OnnxModel) -> int | None:
+    first = model.inputs[0].shape[:1] if isinstance(model, OnnxModel) else ()
+    return first[0] if first and isinstance(first[0], int) else None
 
 
 def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensor:

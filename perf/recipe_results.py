@@ -18,7 +18,7 @@ from bench.compare import BenchReport
 from core.errors import ToolError
 from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
-from recipe import load_recipe
+from recipe import find_recipe, load_recipe
 from runner import RunReport, run
 from terminal import bench_markdown, bench_setting, progress_shown, set_up_logging
 
@@ -36,16 +36,18 @@ def main() -> None:
     set_up_logging(verbose=False, quiet=False)
     commit = _commit()
     try:
-        recipe = load_recipe(given.recipe, tuple(given.overrides))
+        path = find_recipe(given.recipe)
+        recipe = load_recipe(path, tuple(given.overrides))
         output = given.output or Path("runs") / recipe.name
         for stage in recipe.stages:
             if stage.kind == "bench":
                 shutil.rmtree(output / stage.name, ignore_errors=True)
         with progress_shown(quiet=False) as progress:
             report = run(recipe, output, progress=progress)
+        result = _result(report, path, given.overrides, commit)
     except ToolError as error:
-        sys.exit(f"Error: {error}")
-    result = _result(report, given.recipe, given.overrides, commit)
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     for suffix, text in ((".json", json.dumps(result, indent=2) + "\n"), (".md", _markdown(result))):
         with whole_file(RESULTS / f"{recipe.name}{suffix}") as part:
             part.write_text(text)
@@ -54,18 +56,21 @@ def main() -> None:
 
 
 def _result(report: RunReport, recipe: Path, overrides: list[str], commit: str) -> dict[str, Any]:
-    assert report.bench is not None
+    if report.bench is None:
+        raise ToolError(f"{recipe} has no bench stage, so there is no table to write")
     bench = report.bench
     named = [_without_folder(override) for override in overrides]
     return {
         "format_version": FORMAT_VERSION,
         "name": report.recipe,
-        "command": " ".join(["python perf/recipe_results.py", str(recipe), *(f"--set {one}" for one in named)]),
+        "command": " ".join(
+            ["python perf/recipe_results.py", f"recipes/{recipe.name}", *(f"--set {one}" for one in named)]
+        ),
         "commit": commit,
         "machine": bench.machine.model_dump(),
         "versions": bench.versions,
         "recipe": recipe.read_text(),
-        "bench": bench.model_dump(exclude={"machine", "versions"}),
+        "bench": bench.model_dump(exclude={"machine", "versions", "rows"}),
         "rows": [row.model_dump() for row in bench.rows],
         "stages": [stage.model_dump(exclude={"cached"}) for stage in report.stages],
         "bars": [bar.model_dump() for bar in report.bars],

@@ -17,6 +17,7 @@ from click.testing import Result
 
 from cli import main
 from core.checkpoint import save_checkpoint
+from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
 from recipe import CONFIGS
@@ -89,6 +90,12 @@ def test_a_typo_exits_2_with_a_suggestion(onnxpress: Onnxpress, arguments: list[
     result = onnxpress(*arguments)
     assert result.exit_code == 2
     assert suggestion in result.stderr
+
+
+def test_a_shape_that_is_none_exits_2(onnxpress: Onnxpress) -> None:
+    result = onnxpress("export", "timm:resnet18", "--input-shape", "3,x,8", "-o", "x.onnx")
+    assert result.exit_code == 2
+    assert "'3,x,8' is not C,H,W, like 3,224,224" in result.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--pruning-ratio", "0.5", "--speedup", "2"]], ids=["none", "both"])
@@ -168,6 +175,20 @@ BAD_INPUT = {
     "a truncated npz": (["finetune", "{tiny}:cnn", "--data", "cut.npz", "-o", "x"], "cannot read cut.npz"),
     "a truncated safetensors": (["inspect", "{tiny}:cnn,weights=cut.safetensors", "--input-shape", "1,8,8"], "damaged"),
     "a pickle as weights": (["inspect", "{tiny}:cnn,weights=w.pt"], "is not a .safetensors file"),
+    "a bare array": (["bench", "model.onnx", "--data", "bare.npz"], "bare.npz holds one bare array"),
+    "one training sample": (["finetune", "{tiny}:cnn", "--data", "one.npz", "-o", "x"], "at least two are needed"),
+    "other classes than the data's": (
+        ["finetune", "checkpoint", "--data", "two.npz", "-o", "x"],
+        "checkpoint has 10 classes, two.npz has 2",
+    ),
+    "another order of classes": (["bench", "model.onnx", "--data", "order.npz"], "labels would be matched wrongly"),
+    "rows for a model of images": (["finetune", "checkpoint", "--data", "rows.npz", "-o", "x"], "takes images"),
+    "somebody's folder as output": (
+        ["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", "precious", "--force"],
+        "precious holds something else than a checkpoint",
+    ),
+    "here as output": (["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"], "cannot be replaced"),
+    "a folder as recipe": (["run", "checkpoint"], "checkpoint is a folder; name a recipe in it"),
     "missing data": (["finetune", "{tiny}:cnn", "--data", "digit", "-o", "x"], "digit does not exist"),
     "an unknown data kind": (["finetune", "{tiny}:cnn", "--data", "tv:CIFAR10", "-o", "x"], "unknown kind 'tv'"),
     "labels out of range": (["finetune", "{tiny}:cnn", "--data", "labels.npz", "-o", "x"], "labels out of range"),
@@ -178,8 +199,8 @@ BAD_INPUT = {
     "no input shape": (["export", "{tiny}:cnn", "-o", "x.onnx"], "give --data or --input-shape"),
     "a wrong input shape": (["export", "{tiny}:cnn", "--input-shape", "3,8,8", "-o", "x.onnx"], "in its module '0'"),
     "another teacher's classes": (
-        ["distill", "checkpoint", "--teacher", "{tiny}:mlp", "--data", "digits", "-o", "x"],
-        "mlp",
+        ["distill", "checkpoint", "--teacher", "three", "--data", "digits", "-o", "x"],
+        "has 3 classes, the student",
     ),
     "a missing module to ignore": (
         ["prune", "checkpoint", "--pruning-ratio", "0.5", "--ignore", "3.convx", "-o", "x"],
@@ -214,6 +235,17 @@ def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Pat
     np.savez(tmp_path / "good.npz", x_train=images, y_train=targets)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:700])
     labels = [str(index) for index in range(5)]
+    np.save(tmp_path / "bare.npy", images)
+    (tmp_path / "bare.npy").rename(tmp_path / "bare.npz")
+    np.savez(tmp_path / "one.npz", x_train=images[:1], y_train=targets[:1])
+    np.savez(tmp_path / "two.npz", x_train=images, y_train=targets % 2)
+    np.savez(tmp_path / "rows.npz", x_train=np.ones((40, 5), np.float32), y_train=targets)
+    order = [str(index) for index in reversed(range(10))]
+    np.savez(tmp_path / "order.npz", x_test=images, y_test=targets, labels=order)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "photo.jpg").write_bytes(b"")
+    three = load_torch_model(f"{Path(__file__).parent / 'tiny_models.py'}:cnn,num_classes=3", input_shape=(1, 8, 8))
+    save_checkpoint(three, tmp_path / "three")
     np.savez(tmp_path / "labels.npz", x_train=images, y_train=targets, labels=labels)
     np.savez(tmp_path / "gap.npz", x_train=images, y_train=targets // 2 * 2)
     np.savez(tmp_path / "rgb.npz", x_test=np.zeros((40, 8, 8, 3), np.uint8), y_test=targets)

@@ -1,5 +1,6 @@
 """The documentation says what the code does."""
 
+import ast
 import re
 import shlex
 import sys
@@ -46,3 +47,23 @@ def test_files_that_the_architecture_names_exist() -> None:
     named = re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.(?:py|toml))`", (ROOT / "ARCHITECTURE.md").read_text())
     assert len(named) > 15
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+LAYERS = ["cli", "options", "terminal", "runner", "recipe"]
+
+
+@pytest.mark.parametrize(
+    ("module", "may_import"),
+    [
+        ("cli", {"options", "terminal", "runner", "recipe"}),
+        ("options", set()),
+        ("terminal", set()),
+        ("runner", {"recipe"}),
+        ("recipe", set()),
+    ],
+)
+def test_the_files_on_top_import_one_way(module: str, may_import: set[str]) -> None:
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert imported & set(LAYERS) <= may_import

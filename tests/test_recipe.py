@@ -86,6 +86,11 @@ def test_overrides(small: Path, override: str, check) -> None:
         ('data = "digits"', "", 'a recipe needs data = "..."'),
         ('[[stage]]\nkind = "bench"\nmodels = ["export"]', "", r"\[gate\] needs a bench stage"),
         ("[gate]", "[gate", "is not valid TOML"),
+        ('data = "digits"', "data = 5", 'a recipe needs data = "..."'),
+        ('data = "digits"', 'data = "digits"\nthreads = "all"', "threads: Input should be a valid integer"),
+        ('models = ["export"]', 'models = "export"', "models is 'export'; it is a list of names"),
+        ('models = ["export"]', "models = []", "models is \\[\\]; it is a list of names"),
+        ('model = "models.py:cnn"', "model = 5", "model is 5; it is a name"),
     ],
 )
 def test_mistakes_are_named(small: Path, old: str, new: str, message: str) -> None:
@@ -116,6 +121,11 @@ def test_every_ready_recipe_reads(path: Path) -> None:
         kind for kind in ("finetune", "distill", "prune", "export", "verify", "quantize", "bench") if kind not in kinds
     ] == []
     assert recipe.gate != Gate()
+
+
+def test_a_folder_is_not_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="is a folder; name a recipe in it"):
+        load_recipe(tmp_path)
 
 
 def test_a_ready_recipe_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

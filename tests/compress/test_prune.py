@@ -1,6 +1,7 @@
 """Pruning removes what it says, keeps the output's shape, and rebuilds from its plan."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -136,6 +137,19 @@ def test_a_model_whose_classifier_cannot_be_told_asks_for_it(tiny: str, digits: 
     model = load_torch_model(f"{tiny}:logits_from_nowhere", input_shape=(1, 8, 8))
     with pytest.raises(ToolError, match=r"cannot tell which layer of .* makes its 20 logits; name it with --ignore"):
         prune(model, PruneConfig(pruning_ratio=0.5))
+    assert prune(model, PruneConfig(pruning_ratio=0.5, ignore=("0.6",))).report.macs_ratio > 1
+
+
+@pytest.mark.parametrize("values", [{"round_to": 64}, {"importance": "bn"}], ids=["round_to", "no batch norm"])
+def test_a_cut_that_removes_nothing_says_so(tiny: str, digits: Data, values: dict[str, Any]) -> None:
+    name = "cnn" if "round_to" in values else "plain"
+    with pytest.raises(ToolError, match="nothing was removed: raise the pruning ratio"):
+        prune(load_torch_model(f"{tiny}:{name}", digits), PruneConfig(pruning_ratio=0.1, **values))
+
+
+def test_a_slower_model_is_warned_of(trained: TorchModel, caplog: pytest.LogCaptureFixture) -> None:
+    prune(trained, PruneConfig(pruning_ratio=0.3), measure_speedup=lambda original, pruned: 0.7)
+    assert "runs at 0.70x the speed on ONNX Runtime: try --round-to" in caplog.text
 
 
 def test_taylor_without_data_says_so(trained: TorchModel) -> None:

@@ -1,6 +1,7 @@
 """The training loop: it learns, keeps the best epoch, resumes, and says when it cannot."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,7 @@ def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, t
         finetune(model, data, FinetuneConfig(flip=True))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_student_trains_to_the_same(untrained: TorchModel, few_digits: Data) -> None:
     losses = [
         finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=64, compile=compiled)).report.metrics[0]

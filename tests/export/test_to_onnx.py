@@ -59,6 +59,13 @@ def test_the_module_that_cannot_be_traced_is_named(tiny: str, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_code_that_fixes_the_batch_is_refused(tiny: str, tmp_path: Path) -> None:
+    model = load_torch_model(f"{tiny}:fixed_batch", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"fixes the batch at 2|cannot trace"):
+        export(model, tmp_path / "model.onnx", ExportConfig())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_misses_parity_does_not_take_its_name(untrained: TorchModel, tmp_path: Path) -> None:
     with pytest.raises(GateMissedError, match="does not match"):
         export(untrained, tmp_path / "model.onnx", ExportConfig(atol=0, rtol=0))

@@ -90,6 +90,22 @@ def test_outputs_of_another_shape_are_refused() -> None:
         compare("x", np.zeros((2, 4), np.float32), np.zeros((2, 3), np.float32), rtol=0)
 
 
+def test_a_file_with_a_fixed_batch_is_compared_at_that_size(
+    exported: OnnxModel, quantized: OnnxModel, digits: Data, tmp_path: Path
+) -> None:
+    for model, name in ((exported, "float32.onnx"), (quantized, "int8.onnx")):
+        proto = onnx.load(model.path)
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 4
+        del proto.graph.value_info[:]
+        onnx.save(proto, tmp_path / name)
+    fixed = [open_onnx(tmp_path / name) for name in ("float32.onnx", "int8.onnx")]
+    report = verify(*fixed, VerifyConfig(), digits)
+    assert [one.inputs for one in report.comparisons] == ["batch 4", "validation"]
+    assert report.misses == ()
+    assert verify(exported, fixed[0], VerifyConfig()).comparisons[0].samples == 4
+
+
 def test_a_report_survives_json(exported: OnnxModel) -> None:
     report = verify(exported, exported, VerifyConfig())
     assert type(report).model_validate_json(report.model_dump_json()) == report
