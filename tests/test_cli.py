@@ -179,7 +179,7 @@ BAD_INPUT = {
     "one training sample": (["finetune", "{tiny}:cnn", "--data", "one.npz", "-o", "x"], "at least two are needed"),
     "other classes than the data's": (
         ["finetune", "checkpoint", "--data", "two.npz", "-o", "x"],
-        "checkpoint has 10 classes, two.npz has 2",
+        "cnn has 10 classes, two.npz has 2; the classes must be the same",
     ),
     "another order of classes": (["bench", "model.onnx", "--data", "order.npz"], "labels would be matched wrongly"),
     "rows for a model of images": (["finetune", "checkpoint", "--data", "rows.npz", "-o", "x"], "takes images"),
@@ -187,7 +187,7 @@ BAD_INPUT = {
         ["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", "precious", "--force"],
         "precious holds something else than a checkpoint",
     ),
-    "here as output": (["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"], "cannot be replaced"),
+    "here as output": (["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"], "holds something else than a checkpoint"),
     "a folder as recipe": (["run", "checkpoint"], "checkpoint is a folder; name a recipe in it"),
     "missing data": (["finetune", "{tiny}:cnn", "--data", "digit", "-o", "x"], "digit does not exist"),
     "an unknown data kind": (["finetune", "{tiny}:cnn", "--data", "tv:CIFAR10", "-o", "x"], "unknown kind 'tv'"),
