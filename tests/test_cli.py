@@ -187,7 +187,10 @@ BAD_INPUT = {
         ["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", "precious", "--force"],
         "precious holds something else than a checkpoint",
     ),
-    "here as output": (["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"], "holds something else than a checkpoint"),
+    "here as output": (
+        ["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"],
+        "holds something else than a checkpoint",
+    ),
     "a folder as recipe": (["run", "checkpoint"], "checkpoint is a folder; name a recipe in it"),
     "missing data": (["finetune", "{tiny}:cnn", "--data", "digit", "-o", "x"], "digit does not exist"),
     "an unknown data kind": (["finetune", "{tiny}:cnn", "--data", "tv:CIFAR10", "-o", "x"], "unknown kind 'tv'"),
