@@ -76,7 +76,7 @@ def finetune(model: str, data: str, init_from: str | None, output: Path, force: 
         from compress.training_state import partial_folder
         from core.data_reference import load_data
         from core.whole_output import refuse_overwrite
-        from runner import save_trained, start_model
+        from stages import save_trained, start_model
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
@@ -129,7 +129,7 @@ def distill(
         from core.data_reference import load_data
         from core.model_reference import load_model
         from core.whole_output import refuse_overwrite
-        from runner import save_trained, start_model
+        from stages import save_trained, start_model
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data)
@@ -194,7 +194,7 @@ def prune(
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
         from core.whole_output import refuse_overwrite
-        from runner import save_trained, torch_speedup
+        from stages import save_trained, torch_speedup
 
         refuse_overwrite(output, force=force)
         loaded = load_data(data) if data else None
@@ -275,7 +275,7 @@ def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> 
         from core.model_reference import load_onnx_model
         from core.whole_output import refuse_overwrite
         from export.verify import VerifyConfig
-        from runner import onnx_speedup, verify_on
+        from stages import onnx_speedup, verify_on
 
         refuse_overwrite(output, force=force)
         loaded, provider, threads = load_data(data), options["provider"], options.pop("threads")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PLAIN_LINE_SECONDS = 10.0
-OUR_LOGGERS = ("recipe", "runner", "core", "compress", "export", "bench")
+OUR_LOGGERS = ("recipe", "runner", "stages", "run_folder", "core", "compress", "export", "bench")
 
 
 def set_up_logging(*, verbose: bool, quiet: bool) -> None:

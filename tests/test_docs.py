@@ -49,16 +49,18 @@ def test_files_that_the_architecture_names_exist() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-LAYERS = ["cli", "options", "terminal", "runner", "recipe"]
+LAYERS = ["cli", "options", "terminal", "runner", "stages", "run_folder", "recipe"]
 
 
 @pytest.mark.parametrize(
     ("module", "may_import"),
     [
-        ("cli", {"options", "terminal", "runner", "recipe"}),
+        ("cli", {"options", "terminal", "runner", "stages", "recipe"}),
         ("options", set()),
         ("terminal", set()),
-        ("runner", {"recipe"}),
+        ("runner", {"stages", "run_folder", "recipe"}),
+        ("stages", {"run_folder", "recipe"}),
+        ("run_folder", {"recipe"}),
         ("recipe", set()),
     ],
 )

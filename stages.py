@@ -1,0 +1,170 @@
+"""What each kind of stage does, and what one folder's work is handed of another's: speed measured, files verified.
+
+The CLI's commands and a recipe's stages are made of these; only this file and `runner` see all folders.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bench.compare import bench
+from bench.latency import measure_speedup
+from compress.distill import distill
+from compress.finetune import finetune
+from compress.init_from import init_from
+from compress.prune import MeasureSpeedup, PruneConfig, prune
+from compress.quantize import QuantizeConfig, quantize
+from compress.training import TrainReport, finish, metrics_lines
+from compress.training_state import partial_folder
+from core.checkpoint import save_checkpoint
+from core.data import Data
+from core.history import step
+from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel
+from core.predict import accuracy, predict
+from core.references import file_sha256
+from core.result import Report
+from core.torch_model import TorchModel
+from export.to_onnx import ExportConfig, export
+from export.verify import VerifyConfig, VerifyReport, require_verified, verify
+from recipe import Stage
+from run_folder import Model, RunFolder
+
+
+class WeightsReport(Report, frozen=True):
+    """A model whose given weights were taken instead of training it."""
+
+    weights_sha256: str
+    validation_accuracy: float
+
+
+def torch_speedup(provider: str, threads: int) -> MeasureSpeedup:
+    """Return the function that exports two torch models and measures the second's speedup on ONNX Runtime."""
+
+    def measure(original: TorchModel, changed: TorchModel) -> float:
+        with tempfile.TemporaryDirectory() as scratch:
+            first, second = (
+                export(model, Path(scratch) / f"{index}.onnx", ExportConfig()).model
+                for index, model in enumerate((original, changed))
+            )
+            return measure_speedup(first, second, provider=provider, threads=threads, batch_size=1)
+
+    return measure
+
+
+def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel], float]:
+    """Return the function that measures the second file's speedup over the first on ONNX Runtime, batch 1."""
+    return partial(measure_speedup, provider=provider, threads=threads, batch_size=1)
+
+
+def verify_on(data: Data | None, config: VerifyConfig) -> Callable[[OnnxModel, OnnxModel], VerifyReport]:
+    """Return the function that compares a file with its reference and raises when it is too far off."""
+    return lambda reference, candidate: require_verified(verify(reference, candidate, config, data))
+
+
+def start_model(reference: str, donor: str | None, data: Data, seed: int) -> TorchModel:
+    """Load the model that training starts from, with the donor's tensors where one is named."""
+    model = load_torch_model(reference, data, seed=seed)
+    return init_from(model, load_torch_model(donor, data)) if donor else model
+
+
+def save_trained(model: TorchModel, report: Report, output: Path) -> None:
+    """Write a checkpoint with its report, and with its metrics where it was trained; drop the resumable state."""
+    extra = {"report.json": report.model_dump_json(indent=2) + "\n"}
+    if isinstance(report, TrainReport):
+        extra["metrics.jsonl"] = metrics_lines(report.metrics)
+    save_checkpoint(model, output, extra_files=extra)
+    finish(partial_folder(output))
+
+
+def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
+    output = current.path(stage)
+    workspace = partial_folder(output)
+    if "weights" in stage.references:
+        model, taken = _take_weights(current, stage)
+        save_trained(model, taken, output)
+        return model, taken
+    start = current.torch(stage.references["model"], stage.config.seed)
+    if "init_from" in stage.references:
+        start = init_from(start, current.torch(stage.references["init_from"]))
+    if stage.kind == "finetune":
+        result = finetune(start, current.data, stage.config, workspace=workspace, progress=current.progress)
+    else:
+        teacher = current.model(stage.references["teacher"])
+        result = distill(start, teacher, current.data, stage.config, workspace=workspace, progress=current.progress)
+    save_trained(result.model, result.report, output)
+    return result.model, result.report
+
+
+def _take_weights(current: RunFolder, stage: Stage) -> tuple[TorchModel, WeightsReport]:
+    """Load the given weights instead of training."""
+    weights = Path(stage.references["weights"])
+    model = load_torch_model(f"{stage.references['model']},weights={weights}", current.data)
+    sha256 = file_sha256(weights)
+    done = step("weights", {"file": weights.name, "sha256": sha256}, parent="")
+    report = WeightsReport(
+        stage="weights",
+        weights_sha256=sha256,
+        validation_accuracy=accuracy(*predict(model, current.data, "validation")),
+    )
+    return dataclasses.replace(model, history=(done,)), report
+
+
+def _run_prune(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
+    config: PruneConfig = stage.config
+    result = prune(
+        current.torch(stage.references["model"]),
+        config,
+        data=current.data,
+        measure_speedup=torch_speedup(current.recipe.provider, current.recipe.threads),
+        progress=current.progress,
+    )
+    save_trained(result.model, result.report, current.path(stage))
+    return result.model, result.report
+
+
+def _run_export(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
+    result = export(current.torch(stage.references["model"]), current.path(stage), stage.config, force=True)
+    return result.model, result.report
+
+
+def _run_quantize(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
+    config: QuantizeConfig = stage.config
+    result = quantize(
+        current.onnx(stage.references["model"]),
+        current.data,
+        current.path(stage),
+        config,
+        verify=verify_on(current.data, VerifyConfig(provider=config.provider, threads=current.recipe.threads)),
+        measure_speedup=onnx_speedup(config.provider, current.recipe.threads),
+        progress=current.progress,
+        force=True,
+    )
+    return result.model, result.report
+
+
+def _run_verify(current: RunFolder, stage: Stage) -> tuple[None, Report]:
+    reference, candidate = (current.model(stage.references[role]) for role in ("reference", "model"))
+    return None, require_verified(verify(reference, candidate, stage.config, current.data))
+
+
+def _run_bench(current: RunFolder, stage: Stage) -> tuple[None, Report]:
+    models = [current.onnx(name) for name in stage.references["models"]]
+    report = bench(models, stage.config, current.data, current.progress)
+    rows = tuple(
+        row.model_copy(update={"name": name}) for row, name in zip(report.rows, stage.references["models"], strict=True)
+    )
+    return None, report.model_copy(update={"rows": rows})
+
+
+RUN_STAGE: dict[str, Callable[[RunFolder, Stage], tuple[Model | None, Report]]] = {
+    "finetune": _run_training,
+    "distill": _run_training,
+    "prune": _run_prune,
+    "export": _run_export,
+    "quantize": _run_quantize,
+    "verify": _run_verify,
+    "bench": _run_bench,
+}
