@@ -139,10 +139,8 @@ def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
 
 
 def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    simplified: Any = onnxslim.slim(proto)
-    if simplified is None:
-        raise ToolError("onnxslim could not simplify the graph: its own check failed")
-    return simplified  # type: ignore[no-any-return]
+    simplified: onnx.ModelProto = onnxslim.slim(proto)
+    return simplified
 
 
 def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -106,6 +106,7 @@ def test_mistakes_are_named(small: Path, old: str, new: str, message: str) -> No
         ("techer.epochs=5", "no stage is called 'techer'. Did you mean 'teacher'"),
         ("teacher.epoch=5", "unknown key 'epoch'"),
         ("epochs", "write key=value or stage.key=value"),
+        ("gate=5", r"gate is a table of limits: \[gate\]"),
     ],
 )
 def test_mistaken_overrides_are_named(small: Path, override: str, message: str) -> None:

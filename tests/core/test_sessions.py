@@ -54,6 +54,15 @@ def test_cuda_without_a_gpu_says_so(linear_onnx: MakeOnnx, provider: str) -> Non
         open_session(linear_onnx(), provider)
 
 
+@pytest.mark.skipif(
+    "TensorrtExecutionProvider" not in onnxruntime.get_available_providers() or torch.cuda.is_available(),
+    reason="needs an onnxruntime that has the TensorRT provider, and no GPU to run it",
+)
+def test_another_provider_that_does_not_start_is_an_error(linear_onnx: MakeOnnx) -> None:
+    with pytest.raises(ToolError, match="'TensorrtExecutionProvider' cannot be used: ONNX Runtime could not start it"):
+        open_session(linear_onnx(), "TensorrtExecutionProvider")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU, on which the provider works")
 def test_a_refused_provider_prints_nothing_on_stdout(linear_onnx: MakeOnnx, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ToolError):
