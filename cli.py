@@ -14,6 +14,7 @@ from options import (
     DATA_HELP,
     PATH,
     RATIO,
+    comma_list,
     common_options,
     data_option,
     init_option,
@@ -22,6 +23,7 @@ from options import (
     runtime_options,
     seed_option,
     shape_option,
+    sweep_options,
     train_options,
 )
 
@@ -329,28 +331,91 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 @main.command()
 @click.argument("models", nargs=-1, required=True)
 @click.option("--data", help=f"Measure accuracy on its test split too: {DATA_HELP}")
-@click.option("--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Samples a run.")
-@click.option("--iterations", type=click.IntRange(1), default=700, show_default=True, help="Timed runs of each model.")
-@click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Rounds they are spread over.")
-@click.option("--warmup", type=click.IntRange(0), default=10, show_default=True, help="Untimed runs in each round.")
-@runtime_options
+@sweep_options
+@click.option(
+    "--iterations", type=click.IntRange(1), default=700, show_default=True, help="Least timed runs of each model."
+)
+@click.option(
+    "--max-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Time after which a setting's timing stops though its speedups are not sharp.",
+)
+@click.option(
+    "--torch",
+    "torch_modes",
+    default="eager",
+    show_default=True,
+    callback=comma_list(click.Choice(["eager", "compiled"])),
+    help="How models that are torch modules run; both: eager,compiled.",
+)
+@click.option(
+    "--require-placement", type=RATIO, help="Exit 3 when a smaller share of a model's nodes runs on the provider."
+)
+@click.option("--corruptions", is_flag=True, help="Accuracy under noise, blur, brightness, JPEG and shifts too.")
+@click.option("--attack", type=click.Choice(["fgsm"]), help="Accuracy under a small adversarial step too.")
+@click.option(
+    "--attack-source", metavar="MODEL", help="Torch model whose gradients the attack follows; default the first given."
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    type=click.Choice(["single-stream", "offline", "server"]),
+    multiple=True,
+    help="Service figures through MLPerf LoadGen; repeatable.",
+)
+@click.option("--slo-ms", type=click.FloatRange(0, min_open=True), help="What the server's p99 must stay within.")
+@click.option("--report", "html", type=PATH, help="Write the report as one HTML file that opens offline.")
+@click.option("--compare", "old", type=PATH, help="Exit 3 when a figure regressed against this report of --json.")
 @common_options
-def bench(models: tuple[str, ...], data: str | None, **given: Any) -> None:
-    """Measure several MODELS.onnx interleaved; the first is the baseline.
+def bench(
+    models: tuple[str, ...],
+    data: str | None,
+    providers: tuple[str, ...],
+    batch_sizes: tuple[int, ...],
+    threads: tuple[int, ...],
+    require_placement: float | None,
+    attack_source: str | None,
+    html: Path | None,
+    old: Path | None,
+    **given: Any,
+) -> None:
+    """Measure several MODELS interleaved; the first is the baseline.
+
+    An .onnx file runs in ONNX Runtime, any other model in torch.
 
     \b
     onnxpress bench teacher.onnx student.onnx student.int8.onnx --data photos/ --threads 1
+    onnxpress bench student.int8.onnx --json > today.json
+    onnxpress bench student.int8.onnx --compare yesterday.json
     """
+    if ("server" in given["scenarios"]) != (given["slo_ms"] is not None):
+        raise click.UsageError("--scenario server and --slo-ms go together")
     with _session(given) as (options, progress):
-        from bench.compare import BenchConfig, bench
+        from bench.compare import BenchConfig, sweep
+        from bench.extras import ExtrasConfig, full_bench
+        from bench.gate import require_placement as require_placed
+        from bench.regression import compare_reports, load_report, require_no_regression
         from core.data_reference import load_data
-        from core.model_reference import load_onnx_model
+        from core.model_reference import load_model, load_torch_model
 
-        config = BenchConfig(**options)
-        report = bench(
-            [load_onnx_model(model) for model in models], config, load_data(data) if data else None, progress
-        )
-    _render(report, given)
+        before = load_report(old) if old else None
+        loaded = load_data(data) if data else None
+        extras = ExtrasConfig(**{name: options.pop(name) for name in ("corruptions", "attack", "scenarios", "slo_ms")})
+        source = load_torch_model(attack_source, loaded) if attack_source else None
+        settings = sweep(BenchConfig(**options), providers, batch_sizes, threads)
+        report = full_bench([load_model(model, loaded) for model in models], settings, extras, loaded, source, progress)
+        if html:
+            from bench.html_report import write_html
+
+            write_html(report, html)
+        compared = compare_reports(before, report) if before else None
+    _render(compared or report, given)
+    if compared:
+        require_no_regression(compared.regression)
+    if require_placement is not None:
+        require_placed(report, require_placement)
 
 
 @main.command()

@@ -103,6 +103,40 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
 
 
+def comma_list(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Return the callback of an option that takes several values, separated by commas."""
+
+    def parse(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Any, ...]:
+        return tuple(kind.convert(part.strip(), parameter, context) for part in value.split(","))
+
+    return parse
+
+
+sweep_options = _together(
+    click.option(
+        "--provider",
+        "providers",
+        default="cpu",
+        show_default=True,
+        callback=comma_list(click.STRING),
+        help="cpu, cuda, or the name ONNX Runtime has for a provider; several: cpu,cuda.",
+    ),
+    click.option(
+        "--batch-size",
+        "batch_sizes",
+        default="1",
+        show_default=True,
+        callback=comma_list(click.IntRange(1)),
+        help="Samples a run; several: 1,8,32.",
+    ),
+    click.option(
+        "--threads",
+        default="0",
+        show_default=True,
+        callback=comma_list(click.IntRange(0)),
+        help="Threads of a session; 0 takes all cores this process may use; several: 1,2.",
+    ),
+)
 shape_option = click.option(
     "--input-shape", callback=_shape, metavar="C,H,W", help="Shape of one input, where neither model nor data tells."
 )

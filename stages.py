@@ -151,8 +151,8 @@ def _run_verify(current: RunFolder, stage: Stage) -> tuple[None, Report]:
 
 
 def _run_bench(current: RunFolder, stage: Stage) -> tuple[None, Report]:
-    models = [current.onnx(name) for name in stage.references["models"]]
-    report = bench(models, stage.config, current.data, current.progress)
+    models = [current.model(name) for name in stage.references["models"]]
+    report = bench(models, [stage.config], current.data, current.progress)
     rows = tuple(
         row.model_copy(update={"name": name}) for row, name in zip(report.rows, stage.references["models"], strict=True)
     )

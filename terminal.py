@@ -42,59 +42,36 @@ def show_report(report: Any) -> None:
     if report.stage == "run":
         console.print(_stages_table(report))
         if report.bench is not None:
-            console.print(_bench_table(report.bench))
+            _print_bench(console, report.bench)
         for bar in report.bars:
             console.print(f"{'ok    ' if bar.ok else 'MISSED'} {bar.name}: {bar.value:.4g} (limit {bar.limit:g})")
         if report.artifact is not None:
             console.print(f"wrote {report.artifact}", highlight=False)
     elif report.stage == "bench":
-        console.print(_bench_table(report))
+        _print_bench(console, report)
     elif report.stage == "plan":
         console.print(_plan_table(report))
     else:
         console.print(_fields_table(report))
 
 
-def bench_setting(report: Any) -> str:
-    """Say in a few words where and how a bench was measured."""
-    threads = {0: "all cores", 1: "1 thread"}.get(report.threads, f"{report.threads} threads")
-    return f"{report.provider}, batch {report.batch_size}, {threads}"
+def _print_bench(console: Any, report: Any) -> None:
+    from bench.extras import FullReport
+    from bench.regression import ComparedReport
+    from bench.table import bench_remarks, bench_tables, extra_tables, regression_table
 
-
-def bench_markdown(report: Any) -> str:
-    """Return the bench table as Markdown."""
-    header, rows = _bench_cells(report)
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def _bench_cells(report: Any) -> tuple[list[str], list[list[str]]]:
-    header = ["model", "p50 ms", "p90 ms", "p99 ms", "samples/s", "speedup", "KiB"]
-    with_accuracy = report.rows[0].accuracy is not None
-    rows = []
-    for row in report.rows:
-        p99 = "-" if row.latency.p99_ms is None else f"{row.latency.p99_ms:.3f}"
-        cells = [
-            row.name,
-            f"{row.latency.p50_ms:.3f}",
-            f"{row.latency.p90_ms:.3f}",
-            p99,
-            f"{row.throughput:.0f}",
-            f"{row.speedup:.2f}x",
-            f"{row.size_bytes / 1024:.0f}",
-        ]
-        rows.append([*cells, f"{row.accuracy:.2f}"] if with_accuracy else cells)
-    return [*header, "accuracy %"] if with_accuracy else header, rows
-
-
-def _bench_table(report: Any) -> Any:
-    header, rows = _bench_cells(report)
-    table = _table(*header)
-    table.caption = bench_setting(report)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    extra = extra_tables(report) if isinstance(report, FullReport) else []
+    compared = [regression_table(report.regression)] if isinstance(report, ComparedReport) else []
+    for text in [*bench_tables(report), *extra, *compared]:
+        table = _table(*text.header)
+        table.caption = text.title
+        for row in text.rows:
+            table.add_row(*row)
+        console.print(table)
+    for remark in bench_remarks(report):
+        console.print(remark)
+    for missed in report.regression.not_compared if isinstance(report, ComparedReport) else ():
+        console.print(f"not compared: {missed}")
 
 
 def _plan_table(report: Any) -> Any:
@@ -166,7 +143,7 @@ def _table(*header: str) -> Any:
     return table
 
 
-_TEXT = {"", "kind", "from", "state", "result"}
+_TEXT = {"", "kind", "from", "state", "result", "setting", "figure", "verdict", "fell back"}
 
 
 @contextmanager

@@ -1,46 +1,55 @@
-"""Several .onnx files in one table: latency, throughput, size, speedup to the first, accuracy."""
+"""Several models in one table: latency, speedup, accuracy, cost and placement, in every setting asked for."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from pydantic import BaseModel
 
-from bench.latency import Latency, measure_latencies
+from bench.latency import Latency, Speedup, TimingConfig, Timings, latency, measure, round_spread, speedup
+from bench.noise import Noise, noise, others_watched
+from bench.placement import Placement, placement
+from bench.process_cost import ProcessCost, process_cost
+from bench.profile import NodeTime, profile
+from bench.quality import Quality, QualityChange, quality, quality_change
+from bench.runnable import Open, open_onnx_run, open_torch_run
 from core.data import Data
 from core.errors import require
-from core.machine import Machine, package_versions, this_machine
+from core.history import Step
+from core.machine import Machine, available_cores, package_versions, this_machine
 from core.onnx_model import OnnxModel
-from core.predict import accuracy, predict
+from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report
+from core.sessions import made_up_inputs, provider_name
+from core.torch_model import TorchModel
+
+TorchMode = Literal["eager", "compiled"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BenchConfig:
-    """How to measure.
+class BenchConfig(TimingConfig):
+    """How to measure, in one setting.
 
     Attributes:
         provider: Where the models run.
         threads: Threads of a session; 0 takes the cores this process may use.
         batch_size: Samples a run, for latency.
-        warmup: Untimed runs at the start of each round.
-        iterations: Timed runs of each model in all.
-        rounds: Rounds of the interleaving.
         split: Split that accuracy is measured on.
+        torch_modes: How torch modules run: ``eager``, ``compiled``; a row for each.
     """
 
     provider: str = "cpu"
     threads: int = 0
     batch_size: int = 1
-    warmup: int = 10
-    iterations: int = 700
-    rounds: int = 10
     split: str = "test"
+    torch_modes: tuple[TorchMode, ...] = ("eager",)
 
     def __post_init__(self) -> None:
+        TimingConfig.__post_init__(self)
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
-        require(self.iterations >= 1, f"iterations is {self.iterations}; it must be at least 1")
-        require(self.rounds >= 1, f"rounds is {self.rounds}; it must be at least 1")
         require(self.threads >= 0, f"threads is {self.threads}; it must not be negative")
         require(
             self.split in ("train", "validation", "test"), f"split is {self.split!r}; it is train, validation or test"
@@ -48,94 +57,202 @@ class BenchConfig:
 
 
 class BenchRow(BaseModel, frozen=True):
-    """One model.
+    """One model in one setting.
 
     Attributes:
-        name: The file.
-        sha256: Its digest.
-        latency: Percentiles of one run's time.
+        name: The model.
+        sha256: Digest of its file; None for a torch module.
+        runtime: ``onnxruntime``, ``torch eager`` or ``torch compiled``.
+        provider: Where it ran, with how many threads, at which batch size.
+        latency: The time of one run.
         throughput: Samples a second at this batch size, from the p50.
-        size_bytes: The file's size.
-        speedup: The first model's p50 over this one's.
-        accuracy: Top-1 on the split, in percent; None without data.
-        samples: Samples it was measured on.
+        size_bytes: The file's size; of a torch module its tensors'.
+        speedup: Against the setting's first row; None for that row itself.
+        quality: Figures on the split; None without data.
+        change: The quality against the first model's; None for that model itself.
+        cost: What the model costs a process of its own; None for a torch module.
+        placement: Where its nodes ran; likewise.
+        nodes: Its nodes with their times; likewise empty.
+        history: The stages it went through.
     """
 
     name: str
-    sha256: str
-    latency: Latency
-    throughput: float
-    size_bytes: int
-    speedup: float
-    accuracy: float | None
-    samples: int | None
-
-
-class BenchReport(Report, frozen=True):
-    """The table and what it was measured with."""
-
+    sha256: str | None
+    runtime: str
     provider: str
     threads: int
     batch_size: int
+    latency: Latency
+    throughput: float
+    size_bytes: int
+    speedup: Speedup | None
+    quality: Quality | None
+    change: QualityChange | None
+    cost: ProcessCost | None
+    placement: Placement | None
+    nodes: tuple[NodeTime, ...]
+    history: tuple[Step, ...]
+
+    @property
+    def setting(self) -> tuple[str, int, int]:
+        """Provider, threads and batch size, which rows that can be compared share."""
+        return self.provider, self.threads, self.batch_size
+
+
+class BenchReport(Report, frozen=True):
+    """All rows, setting by setting, each setting's first row its baseline; and what they were measured with."""
+
     data: str | None
     split: str | None
     machine: Machine
     versions: dict[str, str]
+    noise: Noise
+    precision: float
+    sharp: bool
     rows: tuple[BenchRow, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What becomes a row: a model and how it runs."""
+
+    name: str
+    model: TorchModel | OnnxModel
+    runtime: str
+
+
+def sweep(
+    config: BenchConfig, providers: Sequence[str], batch_sizes: Sequence[int], threads: Sequence[int]
+) -> tuple[BenchConfig, ...]:
+    """Return the config in every combination of these."""
+    combinations = itertools.product(providers, batch_sizes, threads)
+    return tuple(
+        replace(config, provider=provider, batch_size=batch_size, threads=count)
+        for provider, batch_size, count in combinations
+    )
+
+
 def bench(
-    models: Sequence[OnnxModel], config: BenchConfig, data: Data | None = None, progress: Progress = no_progress
+    models: Sequence[TorchModel | OnnxModel],
+    settings: Sequence[BenchConfig],
+    data: Data | None = None,
+    progress: Progress = no_progress,
 ) -> BenchReport:
-    """Measure models side by side; the first is the baseline.
+    """Measure models side by side in every setting; the first is the baseline.
 
     Args:
-        models: What to measure.
-        config: How.
-        data: Gives accuracy; without it only speed and size are measured.
-        progress: Told of every block of the timing.
+        models: What to measure; torch modules run in torch.
+        settings: Where and how; they differ in provider, threads and batch size.
+        data: Gives accuracy; without it only speed, size and cost are measured.
+        progress: Told of every round of the timing.
 
     Raises:
-        ToolError: A model cannot run on the provider, or cannot read the data.
+        ToolError: A model cannot run in a setting, or cannot read the data.
     """
-    latencies = measure_latencies(
-        [model.path for model in models],
-        provider=config.provider,
-        threads=config.threads,
-        batch_size=config.batch_size,
-        warmup=config.warmup,
-        iterations=config.iterations,
-        rounds=config.rounds,
-        progress=progress,
-    )
-    rows = tuple(
-        _row(model, latency, latencies[0], config, data) for model, latency in zip(models, latencies, strict=True)
-    )
+    entries = _entries(models, settings[0].torch_modes)
+    timings = []
+    with others_watched() as others:
+        for config in settings:
+            opens = [_open(entry, config) for entry in entries]
+            timings.append(measure(opens, config, progress))
+    scores = {
+        provider: _scores(entries, provider, settings[0], data, progress) if data else [(None, None)] * len(entries)
+        for provider in dict.fromkeys(config.provider for config in settings)
+    }
+    rows: list[BenchRow] = []
+    for config, timed in zip(settings, timings, strict=True):
+        for index, entry in enumerate(entries):
+            rows.append(_row(entry, config, timed, index, *scores[config.provider][index]))
+            progress("cost and placement", len(rows), len(settings) * len(entries), "models")
     return BenchReport(
         stage="bench",
+        data=data.reference if data else None,
+        split=settings[0].split if data else None,
+        machine=this_machine(),
+        versions=package_versions(),
+        noise=noise(max(round_spread(one.rounds_ms[0]) for one in timings), others[0]),
+        precision=settings[0].precision,
+        sharp=all(one.sharp for one in timings),
+        rows=tuple(rows),
+    )
+
+
+def _entries(models: Sequence[TorchModel | OnnxModel], torch_modes: Sequence[TorchMode]) -> list[_Entry]:
+    """List what becomes rows; a model given twice is told apart by a number."""
+    seen: Counter[str] = Counter()
+    entries = []
+    for model in models:
+        seen[model.name] += 1
+        name = model.name if seen[model.name] == 1 else f"{model.name} ({seen[model.name]})"
+        runtimes = ["onnxruntime"] if isinstance(model, OnnxModel) else [f"torch {mode}" for mode in torch_modes]
+        entries += [_Entry(name, model, runtime) for runtime in runtimes]
+    return entries
+
+
+def _open(entry: _Entry, config: BenchConfig) -> Open:
+    if isinstance(entry.model, OnnxModel):
+        return open_onnx_run(entry.model, config.provider, config.threads, config.batch_size)
+    return open_torch_run(
+        entry.model,
+        compiled=entry.runtime == "torch compiled",
         provider=config.provider,
         threads=config.threads,
         batch_size=config.batch_size,
-        data=data.reference if data else None,
-        split=config.split if data else None,
-        machine=this_machine(),
-        versions=package_versions(),
-        rows=rows,
     )
 
 
-def _row(model: OnnxModel, latency: Latency, baseline: Latency, config: BenchConfig, data: Data | None) -> BenchRow:
-    measured = samples = None
-    if data is not None:
-        logits, targets = predict(model, data, config.split, provider=config.provider)
-        measured, samples = accuracy(logits, targets), len(targets)
+def _scores(
+    entries: Sequence[_Entry], provider: str, config: BenchConfig, data: Data, progress: Progress
+) -> list[tuple[Quality, QualityChange | None]]:
+    """Score every model once on a provider, and against the first."""
+    found: list[tuple[Quality, QualityChange | None]] = []
+    baseline = targets = None
+    for index, entry in enumerate(entries):
+        logits, targets = predict(entry.model, data, config.split, provider=provider, threads=config.threads)
+        classes = logits.argmax(axis=1)
+        baseline = classes if baseline is None else baseline
+        found.append((quality(logits, targets), quality_change(baseline, classes, targets) if index else None))
+        progress("score", index + 1, len(entries), "models")
+    return found
+
+
+def _row(
+    entry: _Entry,
+    config: BenchConfig,
+    timed: Timings,
+    index: int,
+    quality: Quality | None,
+    change: QualityChange | None,
+) -> BenchRow:
+    summary = latency(timed.rounds_ms[index], timed.warmup_runs[index])
+    file = entry.model if isinstance(entry.model, OnnxModel) else None
+    nodes = profile(file, config.provider, config.threads, config.batch_size) if file else ()
     return BenchRow(
-        name=model.name,
-        sha256=model.sha256,
-        latency=latency,
-        throughput=1000 * config.batch_size / latency.p50_ms,
-        size_bytes=model.size_bytes,
-        speedup=baseline.p50_ms / latency.p50_ms,
-        accuracy=measured,
-        samples=samples,
+        name=entry.name,
+        sha256=file.sha256 if file else None,
+        runtime=entry.runtime,
+        provider=config.provider,
+        threads=config.threads,
+        batch_size=config.batch_size,
+        latency=summary,
+        throughput=1000 * config.batch_size / summary.p50_ms,
+        size_bytes=_size_bytes(entry.model),
+        speedup=speedup(timed.rounds_ms[0], timed.rounds_ms[index]) if index else None,
+        quality=quality,
+        change=change,
+        cost=_cost(file, config) if file else None,
+        placement=placement(nodes, config.provider) if file else None,
+        nodes=nodes,
+        history=entry.model.history,
     )
+
+
+def _cost(model: OnnxModel, config: BenchConfig) -> ProcessCost:
+    threads = config.threads or available_cores()
+    return process_cost(model.path, provider_name(config.provider), threads, made_up_inputs(model, config.batch_size))
+
+
+def _size_bytes(model: TorchModel | OnnxModel) -> int:
+    if isinstance(model, OnnxModel):
+        return model.size_bytes
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())

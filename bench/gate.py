@@ -11,7 +11,7 @@ from core.errors import GateMissedError, ToolError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """Limits on the last model of a bench report, against its first.
+    """Limits on the last model of a bench report, against its first, in the first setting.
 
     Attributes:
         min_speedup: Least speedup to the first model.
@@ -66,13 +66,32 @@ def require_bars(checked: tuple[Bar, ...]) -> None:
         raise GateMissedError(f"the gate stays shut: {'; '.join(missed)}; the last good file is left as it was")
 
 
+def require_placement(report: BenchReport, limit: float) -> None:
+    """Raise `GateMissedError` when too few of a model's nodes ran on the provider that was asked for.
+
+    Args:
+        report: Of the bench.
+        limit: Least share of the nodes of every file, in [0, 1].
+    """
+    for row in report.rows:
+        if row.placement is not None and row.placement.placed_ratio < limit:
+            elsewhere = ", ".join(f"{operator} ({count})" for operator, count in row.placement.fell_back.items())
+            raise GateMissedError(
+                f"{row.name}: {100 * row.placement.placed_ratio:.1f} % of its nodes ran on {row.placement.provider}, "
+                f"{100 * limit:g} % are required; elsewhere ran {elsewhere}, "
+                f"with {row.placement.copies} copies between host and device a run"
+            )
+
+
 def _measured(report: BenchReport) -> dict[str, float]:
-    first, last = report.rows[0], report.rows[-1]
+    rows = [row for row in report.rows if row.setting == report.rows[0].setting]
+    first, last = rows[0], rows[-1]
     measured = {
-        "min_speedup": last.speedup,
+        "min_speedup": last.speedup.ratio if last.speedup else 1.0,
         "max_latency_ms": last.latency.p50_ms,
         "max_size_bytes": float(last.size_bytes),
     }
-    if first.accuracy is not None and last.accuracy is not None:
-        measured |= {"max_drop": first.accuracy - last.accuracy, "min_accuracy": last.accuracy}
+    if first.quality is not None and last.quality is not None:
+        drop = first.quality.accuracy - last.quality.accuracy
+        measured |= {"max_drop": drop, "min_accuracy": last.quality.accuracy}
     return measured

@@ -1,96 +1,262 @@
-"""Latency of ONNX Runtime sessions, measured interleaved."""
+"""Fair timing: models side by side in short turns, in rounds that each open them anew, until the ratios are sharp."""
 
+import gc
+import math
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel
 
-from core.onnx_model import OnnxModel, open_onnx
+from bench.intervals import FloatArray, Interval, Verdict, percentile_interval, signed_rank_interval, speed_verdict
+from bench.runnable import Open, open_onnx_run
+from core.errors import require
+from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
-from core.sessions import made_up_inputs, open_session, run_session
 
-P99_SAMPLES = 662  # MLPerf LoadGen's least sample for a p99 at 99 % confidence; fewer say nothing about it
+# The least samples for a percentile at 99 % confidence: MLPerf LoadGen's early-stopping bound (early_stopping.cc).
+P90_SAMPLES = 64
+P99_SAMPLES = 662
+
+TURNS = 5  # turns that each model gets in a round
+SETTLE_MS = 3.0  # untimed at the start of a turn: caches fill, and threads of the model before stop spinning
+STEADY_RATIO = 0.98  # warm-up ends when a window is no faster than this share of the best before it
+MAX_WARMUP_WINDOWS = 20
+WINDOW_MS = 10.0
+NOISY_RATIO = 0.05  # spread of the baseline's rounds beyond which a machine is called noisy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimingConfig:
+    """How long to measure.
+
+    Attributes:
+        iterations: Least timed runs of each model.
+        rounds: Least rounds to spread them over; every round opens the models anew.
+        max_rounds: Rounds after which measuring stops though the speedups are not sharp.
+        precision: Half-width of the speedups' intervals, as a share, at which measuring stops.
+        max_seconds: Time after which no further round starts and before which the least iterations should fit.
+        seed: Seeds the order of turns.
+    """
+
+    iterations: int = 700
+    rounds: int = 10
+    max_rounds: int = 40
+    precision: float = 0.01
+    max_seconds: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 1, f"iterations is {self.iterations}; it must be at least 1")
+        require(self.rounds >= 1, f"rounds is {self.rounds}; it must be at least 1")
+        require(self.max_rounds >= 1, f"max_rounds is {self.max_rounds}; it must be at least 1")
+        require(self.precision > 0, f"precision is {self.precision}; it must be above 0")
+        require(self.max_seconds > 0, f"max_seconds is {self.max_seconds}; it must be above 0")
 
 
 class Latency(BaseModel, frozen=True):
-    """Percentiles of one run's time, in milliseconds; p99 is None where the sample is too small for one."""
+    """The time of one run.
+
+    Attributes:
+        p50_ms: Median, in milliseconds; likewise p90 and p99, None where the sample is too small for them.
+        p50_interval_ms: Its 95 % interval, None for fewer than 5 rounds; likewise p90 and p99.
+        iterations: Timed runs.
+        warmup_runs: Untimed runs until the time was steady, in the first round.
+        round_p50_ms: Median of each round.
+        percentiles_ms: Percentiles 0 to 100.
+    """
 
     p50_ms: float
-    p90_ms: float
+    p90_ms: float | None
     p99_ms: float | None
+    p50_interval_ms: Interval | None
+    p90_interval_ms: Interval | None
+    p99_interval_ms: Interval | None
     iterations: int
+    warmup_runs: int
+    round_p50_ms: tuple[float, ...]
+    percentiles_ms: tuple[float, ...]
 
 
-def measure_latencies(
-    paths: Sequence[Path],
-    *,
-    provider: str = "cpu",
-    threads: int = 0,
-    batch_size: int = 1,
-    warmup: int = 10,
-    iterations: int = 700,
-    rounds: int = 10,
-    progress: Progress = no_progress,
-) -> list[Latency]:
-    """Time models round-robin: every round gives each of them a session, a warm-up and a share of the iterations.
+class Speedup(BaseModel, frozen=True):
+    """One model's speed against another's, from the same rounds.
 
-    Only one session is alive at a time, since the idle threads of others spin and would slow the one being timed.
+    Attributes:
+        ratio: The other's p50 over this one's.
+        interval: The 99 % interval of the centre of the rounds' ratios; None where there are too few rounds.
+        verdict: ``faster`` or ``slower`` where the whole interval says so, beyond what copies of one file differ by.
+    """
+
+    ratio: float
+    interval: Interval | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """What was timed: for each model, the times of each round in milliseconds.
+
+    Attributes:
+        rounds_ms: rounds_ms[model][round] is an array of times.
+        warmup_runs: Of each model, in the first round.
+        sharp: Whether all speedups reached the precision asked for.
+    """
+
+    rounds_ms: tuple[tuple[FloatArray, ...], ...]
+    warmup_runs: tuple[int, ...]
+    sharp: bool
+
+
+def measure(models: Sequence[Open], config: TimingConfig, progress: Progress = no_progress) -> Timings:
+    """Time models in turns.
+
+    A round opens every model anew, since where its memory lies moves a model's time by a percent and stays for as long
+    as it is open. Within a round the models take short turns in random order, so that what slows the machine meets all
+    of them. Rounds are added until the speedups to the first model are as sharp as asked for.
 
     Args:
-        paths: The .onnx files.
-        provider: Where they run.
-        threads: Threads of a session; 0 takes the cores this process may use.
-        batch_size: Samples a run.
-        warmup: Untimed runs at the start of each round.
-        iterations: Timed runs of each model in all.
-        rounds: Rounds to spread them over.
-        progress: Told of every block.
-
-    Raises:
-        ToolError: A model cannot run there.
+        models: Each opens a model and returns the function that runs it once.
+        config: How long.
+        progress: Told of every round.
     """
-    inputs = [made_up_inputs(open_onnx(path), batch_size) for path in paths]
-    times_ms: list[list[float]] = [[] for _ in paths]
-    rounds = min(rounds, iterations)
-    for round_index in range(rounds):
-        num_runs = iterations // rounds + (round_index < iterations % rounds)
-        for index, path in enumerate(paths):
-            session = open_session(path, provider, threads)
-            for _ in range(warmup):
-                run_session(session, *inputs[index])
-            feed = dict(zip([value.name for value in session.get_inputs()], inputs[index], strict=True))
-            for _ in range(num_runs):
-                started = time.perf_counter_ns()
-                session.run(None, feed)
-                times_ms[index].append((time.perf_counter_ns() - started) / 1e6)
-            del session
-            progress("measure", round_index * len(paths) + index + 1, rounds * len(paths), "blocks")
-    return [summary(times) for times in times_ms]
+    random = np.random.default_rng(config.seed)
+    rounds: list[list[FloatArray]] = [[] for _ in models]
+    warmups = [0] * len(models)
+    started = time.monotonic()
+    num_rounds, index, sharp = min(config.rounds, config.iterations), 0, False
+    while index < num_rounds or not (sharp := _sharp(rounds, config.precision)):
+        spent = time.monotonic() - started
+        if index >= num_rounds and (index >= config.max_rounds or spent > config.max_seconds):
+            break
+        runs: list[Callable[[], object]] = [lambda: None] * len(models)
+        for model in random.permutation(len(models)):
+            runs[model] = models[model]()
+        steady = [warm_up(run) for run in runs]
+        if index == 0:
+            warmups = [count for count, _ in steady]
+        wanted = math.ceil(config.iterations / num_rounds)
+        affordable = [1000 * config.max_seconds / len(models) / num_rounds / run_ms for _, run_ms in steady]
+        counts = [max(1, min(wanted, int(most))) for most in affordable]
+        for model, times in enumerate(_round(runs, counts, random)):
+            rounds[model].append(times)
+        del runs
+        index += 1
+        progress("measure", index, max(index, num_rounds), "rounds")
+    return Timings(tuple(tuple(times) for times in rounds), tuple(warmups), sharp)
 
 
-def summary(times_ms: Sequence[float]) -> Latency:
-    """Return the percentiles of a sample of times in milliseconds."""
-    p50, p90, p99 = np.percentile(times_ms, (50, 90, 99))
+def warm_up(run: Callable[[], object]) -> tuple[int, float]:
+    """Run until the time is steady: until a window of runs is no longer faster than those before it.
+
+    Returns:
+        How many runs it took, and the median time of the last window's in milliseconds.
+    """
+    best, count = math.inf, 0
+    median = _timed(run, 1)[0]  # the first run allocates
+    for _ in range(MAX_WARMUP_WINDOWS):
+        size = min(100, max(3, int(WINDOW_MS / median)))
+        median = float(np.median(_timed(run, size)))
+        count += size
+        if median > STEADY_RATIO * best:
+            break
+        best = min(best, median)
+    return count + 1, median
+
+
+def latency(rounds_ms: Sequence[FloatArray], warmup_runs: int) -> Latency:
+    """Sum up the times of one model."""
+    times = np.concatenate(rounds_ms)
+    enough = {50: True, 90: len(times) >= P90_SAMPLES, 99: len(times) >= P99_SAMPLES}
+    values = {percent: float(np.percentile(times, percent)) if ok else None for percent, ok in enough.items()}
+    intervals = {percent: percentile_interval(rounds_ms, percent) if ok else None for percent, ok in enough.items()}
     return Latency(
-        p50_ms=float(p50),
-        p90_ms=float(p90),
-        p99_ms=float(p99) if len(times_ms) >= P99_SAMPLES else None,
-        iterations=len(times_ms),
+        p50_ms=float(np.median(times)),
+        p90_ms=values[90],
+        p99_ms=values[99],
+        p50_interval_ms=intervals[50],
+        p90_interval_ms=intervals[90],
+        p99_interval_ms=intervals[99],
+        iterations=len(times),
+        warmup_runs=warmup_runs,
+        round_p50_ms=tuple(float(np.median(one)) for one in rounds_ms),
+        percentiles_ms=tuple(float(value) for value in np.percentile(times, range(101))),
     )
+
+
+def speedup(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatArray]) -> Speedup:
+    """Compare two models timed in the same rounds."""
+    ratio = float(np.median(np.concatenate(baseline_ms)) / np.median(np.concatenate(candidate_ms)))
+    found = signed_rank_interval(_log_ratios(baseline_ms, candidate_ms))
+    interval = (math.exp(found[0]), math.exp(found[1])) if found else None
+    return Speedup(ratio=ratio, interval=interval, verdict=speed_verdict(interval))
+
+
+def round_spread(rounds_ms: Sequence[FloatArray]) -> float:
+    """Return how far a round's median is off typically: the median deviation from the median, as a share."""
+    medians = np.array([np.median(one) for one in rounds_ms])
+    return float(np.median(np.abs(medians / np.median(medians) - 1)))
 
 
 def measure_speedup(
     baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
 ) -> float:
-    """Return the baseline's p50 over the candidate's, from interleaved runs."""
-    first, second = measure_latencies(
-        [baseline.path, candidate.path],
-        provider=provider,
-        threads=threads,
-        batch_size=batch_size,
-        iterations=300,
-        rounds=6,
-    )
-    return first.p50_ms / second.p50_ms
+    """Return the baseline's p50 over the candidate's, from interleaved runs.
+
+    Raises:
+        ToolError: A model cannot run there.
+    """
+    opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
+    found = measure(opens, TimingConfig(iterations=300, rounds=8, max_rounds=8, max_seconds=60))
+    return speedup(*found.rounds_ms).ratio
+
+
+def _round(
+    runs: Sequence[Callable[[], object]], counts: Sequence[int], random: np.random.Generator
+) -> list[FloatArray]:
+    """Give every model its turns, in a new order each time."""
+    times: list[list[float]] = [[] for _ in runs]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(TURNS):
+            for model in random.permutation(len(runs)):
+                share = (counts[model] + turn) // TURNS
+                if not share:
+                    continue
+                _settle(runs[model])
+                times[model] += _timed(runs[model], share)
+    finally:
+        if collecting:
+            gc.enable()
+    return [np.array(one) for one in times]
+
+
+def _settle(run: Callable[[], object]) -> None:
+    until = time.perf_counter() + SETTLE_MS / 1000
+    run()
+    while time.perf_counter() < until:
+        run()
+
+
+def _timed(run: Callable[[], object], count: int) -> list[float]:
+    times = []
+    for _ in range(count):
+        started = time.perf_counter_ns()
+        run()
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    return times
+
+
+def _log_ratios(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatArray]) -> list[float]:
+    pairs = zip(baseline_ms, candidate_ms, strict=True)
+    return [math.log(float(np.median(first) / np.median(second))) for first, second in pairs]
+
+
+def _sharp(rounds: Sequence[Sequence[FloatArray]], precision: float) -> bool:
+    """Tell whether every speedup to the first model is known to the precision."""
+    for candidate in rounds[1:]:
+        found = signed_rank_interval(_log_ratios(rounds[0], candidate))
+        if found is None or (found[1] - found[0]) / 2 > precision:
+            return False
+    return True

@@ -1,6 +1,5 @@
 """What a figure was measured with: the machine and the package versions."""
 
-import os
 import platform
 from functools import cache
 from importlib import metadata
@@ -48,8 +47,10 @@ def package_versions() -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use, which a container may hold below the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores this process may use: its affinity and its container's CPU limit are respected."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
 
 
 @cache

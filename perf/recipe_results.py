@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import BenchReport
+from bench.table import bench_remarks, bench_tables, markdown
 from core.errors import ToolError
 from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
 from recipe import find_recipe, load_recipe
 from runner import RunReport, run
-from terminal import bench_markdown, bench_setting, progress_shown, set_up_logging
+from terminal import progress_shown, set_up_logging
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
@@ -87,10 +88,7 @@ def _markdown(result: dict[str, Any]) -> str:
         "",
         f"Made by `{result['command']}` at commit {result['commit']}; do not edit.",
         "",
-        f"{bench_setting(bench)}, {bench.rows[0].latency.iterations} interleaved runs "
-        f"of each model; accuracy on {bench.rows[0].samples} samples of the {bench.split} split.",
-        "",
-        bench_markdown(bench),
+        *_bench_lines(bench),
         "| bar | measured | limit | |",
         "|---|---|---|---|",
         *(
@@ -119,6 +117,18 @@ def _markdown(result: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _bench_lines(bench: BenchReport) -> list[str]:
+    lines = []
+    for table in bench_tables(bench):
+        lines += [f"{table.title[0].upper()}{table.title[1:]}:", "", markdown(table)]
+    first = bench.rows[0].latency
+    lines.append(
+        f"{first.iterations} runs of each model, interleaved in {len(first.round_p50_ms)} rounds; in brackets the 95 % "
+        "interval, of speedups the 99 % interval. " + " ".join(f"{remark}." for remark in bench_remarks(bench))
+    )
+    return [*lines, ""]
 
 
 def _stage_row(stage: dict[str, Any]) -> str:

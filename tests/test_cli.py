@@ -129,7 +129,7 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
     result = onnxpress("bench", "float32.onnx", "int8.onnx", "--data", "digits", "--iterations", 20, "--json")
     rows = json.loads(result.stdout)["rows"]
     assert [row["name"] for row in rows] == ["float32.onnx", "int8.onnx"]
-    assert rows[1]["accuracy"] > 60
+    assert rows[1]["quality"]["accuracy"] > 60
     assert not [path for path in Path().iterdir() if "part" in path.name]
     lines = Path("student/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
@@ -154,6 +154,46 @@ def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exporte
     assert result.exit_code == 3
     assert "Error: corrupted.onnx does not match" in result.stderr
     assert "max_abs_err" in result.stdout
+
+
+def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1,2", "--max-seconds", "0.5"]
+    first = onnxpress(*arguments, "--json")
+    rows = json.loads(first.stdout)["rows"]
+    assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    for row in rows:  # as if it had been four times as fast
+        row["latency"] |= {"p50_ms": row["latency"]["p50_ms"] / 4, "p50_interval_ms": [0.001, 0.001]}
+    Path("old.json").write_text(json.dumps(json.loads(first.stdout) | {"rows": rows}))
+    second = onnxpress(*arguments, "--compare", "old.json")
+    assert second.exit_code == 3
+    assert "Error: regressed against the old report:" in second.stderr
+    assert "against the old report" in second.stdout
+    Path("today.json").write_text(first.stdout)
+    assert "regression" in json.loads(onnxpress(*arguments, "--compare", "today.json", "--json").stdout)
+
+
+def test_bench_gates_on_placement_and_takes_torch_modules(onnxpress: Onnxpress, tiny: str, exported: OnnxModel) -> None:
+    arguments = ["bench", f"{tiny}:cnn", exported.path, "--data", "digits", "--max-seconds", "0.3"]
+    result = onnxpress(*arguments, "--require-placement", "1")
+    assert result.exit_code == 0, result.output
+    assert "torch eager" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "1,x"], "'x' is not a valid integer"),
+        (["--batch-size", "0"], "0 is not in the range"),
+        (["--torch", "eager,fast"], "'fast' is not one of"),
+        (["--require-placement", "2"], "2.0 is not in the range"),
+        (["--scenario", "server"], "--scenario server and --slo-ms go together"),
+        (["--slo-ms", "5"], "--scenario server and --slo-ms go together"),
+    ],
+)
+def test_mistaken_lists_are_usage_errors(onnxpress: Onnxpress, arguments: list[str], message: str) -> None:
+    result = onnxpress("bench", "model.onnx", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU: the provider can be used")
@@ -198,7 +238,11 @@ BAD_INPUT = {
     "NaN in the data": (["finetune", "{tiny}:mlp", "--data", "nan.npz", "-o", "x"], "holds NaN or infinity"),
     "an empty class": (["finetune", "{tiny}:cnn", "--data", "gap.npz", "-o", "x"], "no training sample of class '1'"),
     "an onnx to train": (["finetune", "model.onnx", "--data", "digits", "-o", "x"], "cannot be trained or pruned"),
-    "a torch model to bench": (["bench", "{tiny}:cnn"], "is not an .onnx file; export it first"),
+    "a torch model to quantize": (
+        ["quantize", "{tiny}:cnn", "--data", "digits", "-o", "x.onnx"],
+        "is not an .onnx file; export it first",
+    ),
+    "a report that is none": (["bench", "model.onnx", "--compare", "bad.toml"], "is no report of `bench --json`"),
     "no input shape": (["export", "{tiny}:cnn", "-o", "x.onnx"], "give --data or --input-shape"),
     "a wrong input shape": (["export", "{tiny}:cnn", "--input-shape", "3,8,8", "-o", "x.onnx"], "in its module '0'"),
     "another teacher's classes": (

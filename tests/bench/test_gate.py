@@ -11,7 +11,7 @@ from core.onnx_model import OnnxModel
 
 @pytest.fixture(scope="module")
 def report(exported: OnnxModel, quantized: OnnxModel, digits: Data) -> BenchReport:
-    return bench([exported, quantized], BenchConfig(iterations=20, rounds=2, warmup=1, threads=1), digits)
+    return bench([exported, quantized], [BenchConfig(iterations=20, rounds=2, max_rounds=2, threads=1)], digits)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,6 @@ def test_limits_that_are_not_set_are_not_checked(report: BenchReport) -> None:
 
 @pytest.mark.parametrize("word", ["max_drop", "min_accuracy"])
 def test_accuracy_that_was_not_measured_cannot_pass(exported: OnnxModel, word: str) -> None:
-    without = bench([exported], BenchConfig(iterations=10, rounds=1, warmup=0))
+    without = bench([exported], [BenchConfig(iterations=10, rounds=1, max_rounds=1)])
     with pytest.raises(ToolError, match=f"{word} limits accuracy, which the bench did not measure"):
         bars(Gate(**{word: 1.0}), without)

@@ -1,45 +1,119 @@
 """Timing returns what was asked for; how fast is measured in perf/, not here."""
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from bench.latency import P99_SAMPLES, measure_latencies, measure_speedup, summary
-from core.errors import ToolError
+from bench.latency import (
+    P90_SAMPLES,
+    P99_SAMPLES,
+    TimingConfig,
+    latency,
+    measure,
+    measure_speedup,
+    round_spread,
+    speedup,
+    warm_up,
+)
+from bench.runnable import Open
 from core.onnx_model import OnnxModel
 
 
+def busy(milliseconds: float, opened: list[float] | None = None) -> Open:
+    """Opens a model that takes as long as it is told."""
+
+    def run() -> None:
+        until = time.perf_counter() + milliseconds / 1000
+        while time.perf_counter() < until:
+            pass
+
+    def open_() -> Callable[[], None]:
+        if opened is not None:
+            opened.append(milliseconds)
+        return run
+
+    return open_
+
+
 def test_percentiles_are_those_of_the_sample() -> None:
-    times = np.random.default_rng(0).permutation(np.arange(1, 1001)).tolist()
-    found = summary(times)
+    times = np.random.default_rng(0).permutation(np.arange(1.0, 1001))
+    found = latency(np.split(times, 10), 7)
     assert (found.p50_ms, found.p90_ms, found.p99_ms) == pytest.approx((500.5, 900.1, 990.01))
     assert found.iterations == 1000
+    assert found.warmup_runs == 7
+    assert len(found.round_p50_ms) == 10
+    assert (found.percentiles_ms[0], found.percentiles_ms[50], found.percentiles_ms[100]) == (1, 500.5, 1000)
+    assert found.p50_interval_ms is not None
+    assert found.p50_interval_ms[0] < 500.5 < found.p50_interval_ms[1]
 
 
-@pytest.mark.parametrize(("count", "has_p99"), [(P99_SAMPLES - 1, False), (P99_SAMPLES, True)])
-def test_a_p99_needs_its_sample(count: int, has_p99: bool) -> None:
-    assert (summary([1.0] * count).p99_ms is not None) is has_p99
+@pytest.mark.parametrize(
+    ("count", "has_p90", "has_p99"),
+    [
+        (P90_SAMPLES - 1, False, False),
+        (P90_SAMPLES, True, False),
+        (P99_SAMPLES - 1, True, False),
+        (P99_SAMPLES, True, True),
+    ],
+)
+def test_a_percentile_needs_its_sample(count: int, has_p90: bool, has_p99: bool) -> None:
+    found = latency([np.ones(count)], 1)
+    assert (found.p90_ms is not None, found.p99_ms is not None) == (has_p90, has_p99)
+    assert found.p99_interval_ms is None
 
 
-def test_every_model_gets_its_iterations(exported: OnnxModel, quantized: OnnxModel) -> None:
-    seen = []
-    found = measure_latencies(
-        [exported.path, quantized.path],
-        iterations=31,
-        rounds=3,
-        warmup=1,
-        threads=1,
-        progress=lambda text, done, total, unit: seen.append((done, total)),
+def test_every_model_gets_its_iterations_and_is_opened_anew_in_every_round() -> None:
+    opened: list[float] = []
+    seen: list[tuple[int, int]] = []
+    config = TimingConfig(iterations=30, rounds=3, max_rounds=3)
+    found = measure(
+        [busy(0.1, opened), busy(0.2, opened)], config, lambda text, done, total, unit: seen.append((done, total))
     )
-    assert [one.iterations for one in found] == [31, 31]
-    assert all(0 < one.p50_ms <= one.p90_ms for one in found)
-    assert seen == [(index, 6) for index in range(1, 7)]
+    assert [[len(one) for one in times] for times in found.rounds_ms] == [[10] * 3] * 2
+    assert sorted(opened) == [0.1] * 3 + [0.2] * 3
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_larger_batch_takes_longer(exported: OnnxModel) -> None:
-    small, large = (
-        measure_latencies([exported.path], batch_size=size, iterations=20, rounds=2, threads=1)[0] for size in (1, 256)
-    )
-    assert large.p50_ms > small.p50_ms
+def test_rounds_are_added_until_the_ratio_is_sharp_or_the_rounds_run_out() -> None:
+    blunt = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=8, rounds=8, max_rounds=9, precision=1e-9))
+    assert len(blunt.rounds_ms[0]) == 9
+    assert not blunt.sharp
+    sharp = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=80, rounds=8, max_rounds=20, precision=0.5))
+    assert len(sharp.rounds_ms[0]) == 8
+    assert sharp.sharp
+
+
+def test_a_slow_model_stops_at_the_time_limit_with_fewer_iterations() -> None:
+    started = time.monotonic()
+    found = measure([busy(20.0)], TimingConfig(iterations=700, rounds=4, max_seconds=0.4))
+    assert time.monotonic() - started < 5
+    assert sum(len(one) for one in found.rounds_ms[0]) < 100
+
+
+def test_warm_up_goes_on_while_runs_get_faster() -> None:
+    milliseconds = iter([20.0] * 3 + [12.0] * 3 + [8.0] * 3 + [5.0] * 100)
+
+    def run() -> None:
+        time.sleep(next(milliseconds) / 1000)
+
+    count, steady_ms = warm_up(run)
+    assert count >= 10
+    assert 4 < steady_ms < 8
+
+
+def test_what_is_twice_as_slow_is_called_slower() -> None:
+    found = measure([busy(0.2), busy(0.4)], TimingConfig(iterations=80, rounds=8, max_rounds=8))
+    verdict = speedup(*found.rounds_ms)
+    assert verdict.verdict == "slower"
+    assert verdict.interval is not None
+    assert verdict.interval[0] <= verdict.ratio * 1.05
+    assert 0.3 < verdict.ratio < 0.8
+
+
+def test_the_spread_of_rounds_is_relative() -> None:
+    assert round_spread([np.full(5, value) for value in (9.0, 10.0, 11.0)]) == pytest.approx(0.1)
 
 
 def test_a_speedup_is_a_ratio_of_medians(exported: OnnxModel) -> None:
@@ -47,6 +121,9 @@ def test_a_speedup_is_a_ratio_of_medians(exported: OnnxModel) -> None:
     assert 0.3 < found < 3
 
 
-def test_an_unknown_provider_is_refused(exported: OnnxModel) -> None:
-    with pytest.raises(ToolError, match=r"unknown provider 'cdua'. Did you mean 'cuda'"):
-        measure_latencies([exported.path], provider="cdua")
+@pytest.mark.parametrize(
+    "values", [{"iterations": 0}, {"rounds": 0}, {"max_rounds": 0}, {"precision": 0.0}, {"max_seconds": 0.0}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        TimingConfig(**values)

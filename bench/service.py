@@ -1,0 +1,439 @@
+"""Service figures of an .onnx file: MLPerf LoadGen asks, ONNX Runtime answers.
+
+LoadGen and its scenarios: Reddi et al., MLPerf Inference Benchmark, arXiv 1911.02549. LoadGen cannot be stopped once it
+runs, so it runs in a process of its own, this module's `main`, which Ctrl-C kills.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from bench.latency import P99_SAMPLES
+from core.errors import ToolError, did_you_mean, require
+from core.machine import Machine, package_versions, this_machine
+from core.onnx_model import OnnxModel, open_onnx
+from core.progress import Progress, no_progress
+from core.result import Report
+from core.sessions import FloatArray, made_up_inputs, open_session, run_session
+
+SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
+TOLERANCE = 0.025  # how far the server's rate may lie below the least rate that misses, as a fraction
+LOWEST_FRACTION = 1 / 16  # of the rate that single-stream suggests; below it an SLO counts as out of reach
+MAX_TRIALS = 12
+WARMUP = 10  # untimed runs before each run of LoadGen
+P50, P90, P99 = (f"result_{percent}.00_percentile_latency_ns" for percent in (50, 90, 99))  # LoadGen's names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig:
+    """What to measure, and for how long.
+
+    Attributes:
+        provider: Where the model runs.
+        threads: Threads of the session; 0 takes the cores this process may use.
+        scenarios: Some of single-stream, offline and server.
+        slo_ms: Milliseconds that the server's p99 latency, queueing included, must not exceed; only server takes it.
+        seconds: Least duration of a run of LoadGen; more where the p99 or the SLO needs it.
+        batch_size: Samples a run in offline; the others answer samples one by one.
+        seed: Of LoadGen's random numbers: the server's arrival times.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    scenarios: tuple[str, ...] = ("single-stream", "offline")
+    slo_ms: float | None = None
+    seconds: float = 10.0
+    batch_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.scenarios), f"scenarios is empty; give some of {', '.join(SCENARIOS)}")
+        for name in self.scenarios:
+            require(
+                name in SCENARIOS,
+                f"unknown scenario {name!r}.{did_you_mean(name, SCENARIOS)} It is one of {', '.join(SCENARIOS)}",
+            )
+        if "server" in self.scenarios:
+            require(self.slo_ms is not None, "the server scenario needs slo_ms, the most its p99 latency may be")
+        else:
+            require(self.slo_ms is None, f"slo_ms is {self.slo_ms}, but only the server scenario takes one; add server")
+        require(self.slo_ms is None or self.slo_ms > 0, f"slo_ms is {self.slo_ms}; it must be positive")
+        require(self.threads >= 0, f"threads is {self.threads}; it must not be negative")
+        require(self.seconds > 0, f"seconds is {self.seconds}; it must be positive")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require(self.seed >= 0, f"seed is {self.seed}; it must not be negative")
+
+
+class SingleStream(BaseModel, frozen=True):
+    """Latency where each query waits for the one before, in milliseconds, over so many queries."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    queries: int
+
+
+class Offline(BaseModel, frozen=True):
+    """Throughput where all samples are there from the start, and how long they took."""
+
+    samples_per_second: float
+    batch_size: int
+    seconds: float
+
+
+class Trial(BaseModel, frozen=True):
+    """One run of the server scenario.
+
+    Attributes:
+        rate: Of the Poisson process, in queries a second.
+        completed_rate: Queries answered a second, from first to last: LoadGen's own figure of the run.
+        p99_ms: Latency from when a query was due.
+        ok: Whether that meets the SLO.
+        queries: How many there were.
+    """
+
+    rate: float
+    completed_rate: float
+    p99_ms: float
+    ok: bool
+    queries: int
+
+
+class Server(BaseModel, frozen=True):
+    """The highest Poisson rate whose p99 latency meets the SLO.
+
+    Attributes:
+        slo_ms: The SLO in milliseconds.
+        rate: Queries a second; None where none was found that meets it.
+        p99_ms: At that rate.
+        trials: In the order they were made; none where single-stream's p50 exceeds the SLO already.
+    """
+
+    slo_ms: float
+    rate: float | None
+    p99_ms: float | None
+    trials: tuple[Trial, ...]
+
+
+class ServiceReport(Report, frozen=True):
+    """What was asked for (with server always single-stream too) and what it was measured with."""
+
+    name: str
+    sha256: str
+    provider: str
+    threads: int
+    seed: int
+    loadgen: str
+    machine: Machine
+    versions: dict[str, str]
+    single_stream: SingleStream | None
+    offline: Offline | None
+    server: Server | None
+
+
+class _Request(BaseModel, frozen=True):
+    """One run of LoadGen.
+
+    Attributes:
+        scenario: A key of `SCENARIOS`.
+        seconds: Its least duration.
+        seed: Of its random numbers.
+        batch_size: Samples the session takes at once.
+        rate: Samples a second: the server's load; for the others, how many LoadGen prepares.
+        slo_ns: The server's SLO in nanoseconds.
+    """
+
+    scenario: str
+    seconds: float
+    seed: int
+    batch_size: int
+    rate: float = 1.0
+    slo_ns: int = 0
+
+
+_Run = Callable[[_Request], dict[str, Any]]
+
+
+def measure_service(model: OnnxModel, config: ServiceConfig, progress: Progress = no_progress) -> ServiceReport:
+    """Measure a model under LoadGen's load.
+
+    Every p99 is over `P99_SAMPLES` queries at least, which takes a slow model longer than `config.seconds`. On a GPU,
+    copies of inputs and outputs count, as they do in a service.
+
+    Args:
+        model: What to measure, on made-up inputs.
+        config: How.
+        progress: Told of every scenario and of every trial of the server.
+
+    Raises:
+        ToolError: LoadGen is not installed, or the model cannot run there or at that batch size.
+    """
+    if importlib.util.find_spec("mlperf_loadgen") is None:
+        raise ToolError("service figures need MLPerf LoadGen, which is not installed; pip install mlcommons-loadgen")
+    wanted = {*config.scenarios, *(("single-stream",) if "server" in config.scenarios else ())}
+    requests = {
+        name: _Request(
+            scenario=name,
+            seconds=config.seconds,
+            seed=config.seed,
+            batch_size=config.batch_size if name == "offline" else 1,
+        )
+        for name in SCENARIOS
+        if name in wanted
+    }
+    for request in requests.values():
+        made_up_inputs(model, request.batch_size)  # refuses before anything runs
+    figures = {}
+    server = None
+    with _loadgen(model.path, config.provider, config.threads) as run:
+        for name, request in requests.items():
+            if name != "server":
+                progress(name, 0, 1, "runs")
+                figures[name] = _long_enough(run, request)
+                progress(name, 1, 1, "runs")
+            elif config.slo_ms is not None:
+                server = _server(run, request, figures["single-stream"][P50] / 1e6, config.slo_ms, progress)
+    return ServiceReport(
+        stage="service",
+        name=model.name,
+        sha256=model.sha256,
+        provider=config.provider,
+        threads=config.threads,
+        seed=config.seed,
+        loadgen=next(iter(figures.values()))["loadgen_version"],
+        machine=this_machine(),
+        versions=package_versions(),
+        single_stream=_single_stream(figures["single-stream"]) if "single-stream" in figures else None,
+        offline=_offline(figures["offline"], config.batch_size) if "offline" in figures else None,
+        server=server,
+    )
+
+
+def highest_rate(meets: Callable[[float], bool], start: float) -> float | None:
+    """Return the highest rate found to meet the SLO: doubling or halving from `start`, then geometric bisection.
+
+    Args:
+        meets: Tries a rate.
+        start: The first rate tried.
+
+    Returns:
+        A rate within `TOLERANCE` of one that misses, as far as `MAX_TRIALS` trials reach; None where all down to
+        `LOWEST_FRACTION` of `start` miss.
+    """
+    passed, missed = 0.0, math.inf
+    rate = start
+    for _ in range(MAX_TRIALS):
+        if meets(rate):
+            passed = rate
+        else:
+            missed = rate
+        if passed == 0:
+            rate = missed / 2
+            if rate < LOWEST_FRACTION * start:
+                return None
+        elif missed == math.inf:
+            rate = 2 * passed
+        elif missed <= passed * (1 + TOLERANCE):
+            break
+        else:
+            rate = math.sqrt(passed * missed)
+    return passed
+
+
+def _long_enough(run: _Run, request: _Request) -> dict[str, Any]:
+    """Run single-stream or offline; while LoadGen runs out of prepared queries too soon, again with more of them."""
+    figures = run(request)
+    while not figures["result_min_duration_met"]:
+        key = "result_samples_per_second" if request.scenario == "offline" else "result_qps_with_loadgen_overhead"
+        request = request.model_copy(update={"rate": max(2 * request.rate, 1.1 * figures[key])})
+        figures = run(request)
+    return figures
+
+
+def _server(run: _Run, request: _Request, p50_ms: float, slo_ms: float, progress: Progress) -> Server:
+    # Overload e makes the last query wait e times the run's length, so this long a run lets through TOLERANCE at most.
+    seconds = max(request.seconds, slo_ms / 1000 / TOLERANCE)
+    request = request.model_copy(update={"seconds": seconds, "slo_ns": round(slo_ms * 1e6)})
+    trials: list[Trial] = []
+
+    def meets(rate: float) -> bool:
+        progress("server", len(trials), MAX_TRIALS, "trials")
+        figures = run(request.model_copy(update={"rate": rate}))
+        trial = Trial(
+            rate=rate,
+            completed_rate=figures["result_completed_samples_per_sec"],
+            p99_ms=figures[P99] / 1e6,
+            ok=figures["result_perf_constraints_met"],
+            queries=figures["result_query_count"],
+        )
+        trials.append(trial)
+        return trial.ok
+
+    rate = highest_rate(meets, 1000 / p50_ms) if p50_ms <= slo_ms else None
+    progress("server", MAX_TRIALS, MAX_TRIALS, "trials")
+    p99_ms = next((trial.p99_ms for trial in trials if trial.rate == rate), None)
+    return Server(slo_ms=slo_ms, rate=rate, p99_ms=p99_ms, trials=tuple(trials))
+
+
+def _single_stream(figures: dict[str, Any]) -> SingleStream:
+    return SingleStream(
+        p50_ms=figures[P50] / 1e6,
+        p90_ms=figures[P90] / 1e6,
+        p99_ms=figures[P99] / 1e6,
+        queries=figures["result_query_count"],
+    )
+
+
+def _offline(figures: dict[str, Any], batch_size: int) -> Offline:
+    return Offline(
+        samples_per_second=figures["result_samples_per_second"],
+        batch_size=batch_size,
+        seconds=figures["result_max_latency_ns"] / 1e9,
+    )
+
+
+@contextmanager
+def _loadgen(path: Path, provider: str, threads: int) -> Iterator[_Run]:
+    """Start LoadGen's process with a session on the model; yield what has it run a request and returns its figures."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxpress-loadgen-")))
+        said = folder / "stderr.txt"
+        child = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-P", "-m", "bench.service", path.resolve(), provider, str(threads), folder],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stack.enter_context(said.open("w")),
+                text=True,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which ends the other
+            )
+        )
+        stack.callback(child.kill)
+        assert child.stdin is not None
+        assert child.stdout is not None
+        requests, replies = child.stdin, child.stdout
+
+        def run(request: _Request) -> dict[str, Any]:
+            requests.write(request.model_dump_json() + "\n")
+            requests.flush()
+            reply = replies.readline()
+            if not reply:
+                raise _ended(child.wait(), said.read_text())
+            if error := json.loads(reply):
+                raise ToolError(error)
+            return _logged_figures(folder)
+
+        yield run
+
+
+def _ended(exit_code: int, said: str) -> Exception:
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return ToolError(f"the process that runs LoadGen was ended by {name}; SIGKILL is most often want of memory")
+    return RuntimeError(f"the process that runs LoadGen ended with exit code {exit_code}:\n{said}")
+
+
+def _logged_figures(folder: Path) -> dict[str, Any]:
+    """Return what the last run's log calls a result, by LoadGen's own keys, and LoadGen's version."""
+    lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
+    records = [
+        json.loads(line.removeprefix(":::MLLOG "))
+        for line in lines
+        if '"key": "result_' in line or '"key": "loadgen_version"' in line
+    ]
+    return {record["key"]: record["value"] for record in records}
+
+
+def main(path: str, provider: str, threads: str, folder: str) -> None:
+    """Run LoadGen for each request, a JSON line on stdin; answer each with a JSON line: null or what went wrong."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no reply
+
+    def reply(error: str | None) -> None:
+        replies.write(json.dumps(error) + "\n")
+        replies.flush()
+
+    try:
+        model = open_onnx(Path(path))
+        session = open_session(model.path, provider, int(threads))
+        for line in sys.stdin:
+            request = _Request.model_validate_json(line)
+            _run_loadgen(session, made_up_inputs(model, request.batch_size), request, folder)
+            reply(None)
+    except ToolError as error:
+        reply(str(error))
+
+
+def _run_loadgen(session: Any, inputs: tuple[FloatArray, ...], request: _Request, folder: str) -> None:
+    import mlperf_loadgen as lg
+
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, SCENARIOS[request.scenario])
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = math.ceil(1000 * request.seconds)
+    settings.min_query_count = WARMUP * request.batch_size if request.scenario == "offline" else P99_SAMPLES
+    settings.single_stream_expected_latency_ns = math.ceil(1e9 / request.rate)
+    settings.offline_expected_qps = request.rate
+    settings.server_target_qps = request.rate
+    settings.server_target_latency_ns = request.slo_ns
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = request.seed
+
+    output = lg.LogOutputSettings()
+    output.outdir = folder
+    log = lg.LogSettings()
+    log.log_output = output
+    log.enable_trace = False
+
+    for _ in range(WARMUP):
+        run_session(session, *inputs)
+    waiting: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
+    worker = threading.Thread(target=_answer, args=(session, inputs, request.batch_size, waiting))
+    worker.start()
+    system = lg.ConstructSUT(waiting.put, lambda: None)
+    samples = lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)  # every query asks for the same made-up input
+    lg.StartTestWithLogSettings(system, samples, settings, log, f"{folder}/no-audit.config")
+    waiting.put(None)
+    worker.join()
+    lg.DestroyQSL(samples)
+    lg.DestroySUT(system)
+
+
+def _answer(
+    session: Any,
+    inputs: tuple[FloatArray, ...],
+    batch_size: int,
+    waiting: "queue.SimpleQueue[list[Any] | None]",
+) -> None:
+    """Answer what waits, batch by batch, until None comes; a last partial batch is run whole."""
+    import mlperf_loadgen as lg
+
+    feed = dict(zip([value.name for value in session.get_inputs()], inputs, strict=True))
+    try:
+        while (samples := waiting.get()) is not None:
+            for first in range(0, len(samples), batch_size):
+                session.run(None, feed)
+                batch = samples[first : first + batch_size]
+                lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # LoadGen would wait for the answers for ever
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
