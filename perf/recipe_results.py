@@ -7,23 +7,20 @@ Exits 3 when a bar of the recipe's gate is missed.
 """
 
 import argparse
-import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from results_file import bars_table, commit, made_by, publish, where
 
 from bench.compare import BenchReport
 from bench.table import bench_remarks, bench_tables, markdown
 from core.errors import ToolError
 from core.result import FORMAT_VERSION
-from core.whole_output import whole_file
 from recipe import find_recipe, load_recipe
 from runner import RunReport, run
 from terminal import progress_shown, set_up_logging
-
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
 
 
 def main() -> None:
@@ -35,7 +32,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
-    commit = _commit()
+    made_at = commit()
     try:
         path = find_recipe(given.recipe)
         recipe = load_recipe(path, tuple(given.overrides))
@@ -45,18 +42,14 @@ def main() -> None:
                 shutil.rmtree(output / stage.name, ignore_errors=True)
         with progress_shown(quiet=False) as progress:
             report = run(recipe, output, progress=progress)
-        result = _result(report, path, given.overrides, commit)
+        result = _result(report, path, given.overrides, made_at)
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    for suffix, text in ((".json", json.dumps(result, indent=2) + "\n"), (".md", _markdown(result))):
-        with whole_file(RESULTS / f"{recipe.name}{suffix}") as part:
-            part.write_text(text)
-    print(json.dumps(result, indent=2) if given.json else _markdown(result))
-    sys.exit(0 if all(bar["ok"] for bar in result["bars"]) else 3)
+    publish(result, _markdown(result), as_json=given.json)
 
 
-def _result(report: RunReport, recipe: Path, overrides: list[str], commit: str) -> dict[str, Any]:
+def _result(report: RunReport, recipe: Path, overrides: list[str], made_at: str) -> dict[str, Any]:
     if report.bench is None:
         raise ToolError(f"{recipe} has no bench stage, so there is no table to write")
     bench = report.bench
@@ -67,7 +60,7 @@ def _result(report: RunReport, recipe: Path, overrides: list[str], commit: str) 
         "command": " ".join(
             ["python perf/recipe_results.py", f"recipes/{recipe.name}", *(f"--set {one}" for one in named)]
         ),
-        "commit": commit,
+        "commit": made_at,
         "machine": bench.machine.model_dump(),
         "versions": bench.versions,
         "recipe": recipe.read_text(),
@@ -79,23 +72,16 @@ def _result(report: RunReport, recipe: Path, overrides: list[str], commit: str) 
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    machine = result["machine"]
     bench = BenchReport.model_validate(
-        {**result["bench"], "machine": machine, "versions": result["versions"], "rows": result["rows"]}
+        {**result["bench"], "machine": result["machine"], "versions": result["versions"], "rows": result["rows"]}
     )
     lines = [
         f"# {result['name']}",
         "",
-        f"Made by `{result['command']}` at commit {result['commit']}; do not edit.",
+        made_by(result),
         "",
         *_bench_lines(bench),
-        "| bar | measured | limit | |",
-        "|---|---|---|---|",
-        *(
-            f"| {bar['name']} | {bar['value']:.4g} | {bar['limit']:g} | {'kept' if bar['ok'] else 'MISSED'} |"
-            for bar in result["bars"]
-        ),
-        "",
+        bars_table(result["bars"]),
         "## How it came about",
         "",
         "| stage | kind | validation accuracy % | MACs | ONNX Runtime speed against the stage before |",
@@ -104,11 +90,7 @@ def _markdown(result: dict[str, Any]) -> str:
         "",
         "## Where",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, int8 instructions {', '.join(machine['int8_instructions'])}, "
-        f"GPU {machine['gpu'] or 'none'}, {machine['system']}, Python {machine['python']}.",
-        "",
-        ", ".join(f"{package} {version}" for package, version in result["versions"].items()) + ".",
-        "",
+        where(result),
         "## The recipe",
         "",
         "```toml",
@@ -148,16 +130,6 @@ def _without_folder(override: str) -> str:
     """Name files without the folder they have on this machine."""
     key, _, value = override.partition("=")
     return f"{key}={Path(value).name}"
-
-
-def _commit() -> str:
-    """Return the commit of this checkout, marked when it has uncommitted changes."""
-    root = Path(__file__).parent
-    sha = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-    )
-    dirty = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
-    return sha.stdout.strip() + (" with uncommitted changes" if dirty.stdout.strip() else "")
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ function drawFront(rows, names, selected) {
   });
   const places = names.map((_, index) => toPixels(index));
   const labels = placeLabels(
-    names.map((name) => clipped(name, 26)),
+    names.map((name) => clipped(name, width < 500 ? 17 : 26)),
     places,
     frontBoxes(front.map((index) => places[index]), width),
     width - margin.l - margin.r,
@@ -183,17 +183,17 @@ function placeLabels(texts, points, lines, width, height) {
       [right, -off], [-right, -off], [right, off], [-right, off], [0, -off - 10], [0, off + 10], [w / 4, -off - 10],
       [-w / 4, -off - 10], [w / 4, off + 10], [-w / 4, off + 10],
     ]);
-    const tried = places.map(([dx, dy]) => ({ dx, dy, x: points[index].x + dx, y: points[index].y + dy, w, h }));
-    const inside = tried.filter(
-      (box) => box.x > w / 2 && box.x < width + 12 - w / 2 && box.y > h / 2 && box.y < height - h / 2,
-    );
+    const own = points[index];
+    const within = (x) => Math.min(Math.max(x, w / 2), width + 12 - w / 2);
+    const tried = places.map(([dx, dy]) => ({ x: within(own.x + dx), y: own.y + dy, w, h }));
+    const inside = tried.filter((box) => box.y > h / 2 && box.y < height - h / 2);
     const covered = (box, others) => others.filter((other) => overlap(box, other)).length;
     const away = (box, point) => Math.hypot(box.x - point.x, box.y - point.y);
-    const nearer = (box) => points.filter((point) => away(box, point) < away(box, points[index])).length;
-    const costs = inside.map((box) => 10 * covered(box, taken) + covered(box, lines) + 3 * nearer(box));
-    const box = inside[costs.indexOf(Math.min(...costs))] || tried[0];
+    const strays = (box) => (points.some((point) => away(box, point) < away(box, own)) ? 3 : 0);
+    const costs = inside.map((box) => 10 * covered(box, taken) + covered(box, lines) + strays(box));
+    const box = inside[costs.indexOf(Math.min(...costs))];
     taken.push(box);
-    return { text, dx: box.dx, dy: box.dy };
+    return { text, dx: box.x - own.x, dy: box.y - own.y };
   });
 }
 

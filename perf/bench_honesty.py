@@ -1,0 +1,182 @@
+"""How often bench is wrong: a model against itself must show no difference, one slowed by 3 % must be found slower.
+
+Usage: python perf/bench_honesty.py MODEL.onnx [--threads 1] [--json]
+
+The slowed model is the same graph with nodes added that change nothing it computes, as many as take 3 % of its time.
+Also compares the p50 with that of a bare loop of `session.run`. Exits 3 when a bar is missed.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from results_file import bars_table, commit, made_by, markdown_table, publish, where
+
+from bench.compare import BenchConfig
+from bench.latency import TimingConfig, latency, measure, speedup
+from bench.runnable import open_onnx_run
+from core.errors import ToolError
+from core.machine import package_versions, this_machine
+from core.model_reference import load_onnx_model
+from core.onnx_model import OnnxModel, open_onnx
+from core.result import FORMAT_VERSION
+from core.sessions import made_up_inputs, open_session
+
+SELF_RUNS, MOST_FALSE = 40, 2
+SLOWED_RUNS, LEAST_FOUND = 20, 18
+SLOWDOWN = 0.03
+LOOP_RUNS, LOOP_TOLERANCE = 10, 0.02
+
+
+def main() -> None:
+    """Measure, write docs/results/bench-honesty.{json,md}, and exit with the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    given = parser.parse_args()
+    try:
+        model = load_onnx_model(given.model)
+        with tempfile.TemporaryDirectory() as scratch:
+            result = _result(model, Path(scratch), given.threads)
+    except ToolError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    publish(result, _markdown(result), as_json=given.json)
+
+
+def _result(model: OnnxModel, scratch: Path, threads: int) -> dict[str, Any]:
+    config = BenchConfig(threads=threads)
+    slowed = _slowed_by(model, SLOWDOWN, scratch, threads)
+    against_itself = [_compared(model, model, config, run) for run in range(SELF_RUNS)]
+    against_slowed = [_compared(model, slowed, config, SELF_RUNS + run) for run in range(SLOWED_RUNS)]
+    loops = [_loop_ratio(model, threads) for _ in range(LOOP_RUNS)]
+    false = sum(run["verdict"] != "no difference shown" for run in against_itself)
+    found = sum(run["verdict"] == "slower" for run in against_slowed)
+    loop = abs(statistics.median(loops) - 1)
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": "bench-honesty",
+        "command": f"python perf/bench_honesty.py {model.path.name} --threads {threads}",
+        "commit": commit(),
+        "machine": this_machine().model_dump(),
+        "versions": package_versions(),
+        "rows": [
+            {"comparison": "a model against itself", **_summary(against_itself), "runs": against_itself},
+            {"comparison": "against itself slowed by 3 %", **_summary(against_slowed), "runs": against_slowed},
+        ],
+        "loop_ratios": loops,
+        "bars": [
+            {"name": "false verdicts of 40", "value": false, "limit": MOST_FALSE, "ok": false <= MOST_FALSE},
+            {"name": "slowdowns of 3 % found of 20", "value": found, "limit": LEAST_FOUND, "ok": found >= LEAST_FOUND},
+            {
+                "name": "p50 against a bare loop's, off by",
+                "value": loop,
+                "limit": LOOP_TOLERANCE,
+                "ok": loop <= LOOP_TOLERANCE,
+            },
+        ],
+    }
+
+
+def _compared(baseline: OnnxModel, candidate: OnnxModel, config: BenchConfig, seed: int) -> dict[str, Any]:
+    """Compare two models as `bench` does."""
+    opens = [
+        open_onnx_run(model, config.provider, config.threads, config.batch_size) for model in (baseline, candidate)
+    ]
+    started = time.monotonic()
+    timed = measure(opens, TimingConfig(seed=seed))
+    found = speedup(*timed.rounds_ms)
+    seconds = time.monotonic() - started
+    print(
+        f"{candidate.path.name}: {found.ratio:.4f}x {found.interval} {found.verdict}, {seconds:.1f} s", file=sys.stderr
+    )
+    return {**found.model_dump(), "rounds": len(timed.rounds_ms[0]), "seconds": seconds}
+
+
+def _slowed_by(model: OnnxModel, share: float, scratch: Path, threads: int) -> OnnxModel:
+    """Return the model with a matrix product beside it, as large as takes this share of the model's time."""
+    trial = 64
+    opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_product(model, trial, scratch))]
+    timed = measure(opens, TimingConfig(iterations=2000, rounds=20))
+    cost = 1 / speedup(*timed.rounds_ms).ratio - 1
+    return _with_product(model, max(1, round(trial * share / cost)), scratch)
+
+
+def _with_product(model: OnnxModel, columns: int, scratch: Path) -> OnnxModel:
+    """Add one output: the flattened input times a matrix of so many columns."""
+    proto = onnx.load(model.path)
+    size = int(np.prod([axis for axis in model.inputs[0].shape[1:] if isinstance(axis, int)]))
+    matrix = np.random.default_rng(0).standard_normal((size, columns), dtype=np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(matrix, "slow_matrix"))
+    proto.graph.node.append(helper.make_node("Flatten", [model.inputs[0].name], ["slow_flat"], name="slow_flatten"))
+    proto.graph.node.append(helper.make_node("MatMul", ["slow_flat", "slow_matrix"], ["slow"], name="slow_product"))
+    proto.graph.output.append(helper.make_tensor_value_info("slow", TensorProto.FLOAT, [None, columns]))
+    path = scratch / f"slowed-{columns}.onnx"
+    onnx.save(proto, path)
+    return open_onnx(path)
+
+
+def _loop_ratio(model: OnnxModel, threads: int) -> float:
+    """Return bench's p50 over that of a bare loop, measured before it and after it."""
+    before = _loop_p50_ms(model, threads)
+    timed = measure([open_onnx_run(model, "cpu", threads, 1)], TimingConfig())
+    ours = latency(timed.rounds_ms[0], 0).p50_ms
+    after = _loop_p50_ms(model, threads)
+    print(f"bench {ours:.4f} ms, bare loop {before:.4f} and {after:.4f} ms", file=sys.stderr)
+    return 2 * ours / (before + after)
+
+
+def _loop_p50_ms(model: OnnxModel, threads: int) -> float:
+    session = open_session(model.path, "cpu", threads)
+    feed = {session.get_inputs()[0].name: made_up_inputs(model, 1)[0]}
+    times = []
+    for _ in range(1000):
+        started = time.perf_counter()
+        session.run(None, feed)
+        times.append(1000 * (time.perf_counter() - started))
+    return statistics.median(times[100:])
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    verdicts = [run["verdict"] for run in runs]
+    return {
+        "faster": verdicts.count("faster"),
+        "slower": verdicts.count("slower"),
+        "no difference shown": verdicts.count("no difference shown"),
+        "median_ratio": statistics.median(run["ratio"] for run in runs),
+        "median_rounds": statistics.median(run["rounds"] for run in runs),
+        "median_seconds": statistics.median(run["seconds"] for run in runs),
+    }
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "comparison": lambda row: row["comparison"],
+        "faster": lambda row: str(row["faster"]),
+        "slower": lambda row: str(row["slower"]),
+        "no difference shown": lambda row: str(row["no difference shown"]),
+        "median ratio": lambda row: f"{row['median_ratio']:.4f}",
+        "median rounds": lambda row: f"{row['median_rounds']:g}",
+        "median seconds": lambda row: f"{row['median_seconds']:.1f}",
+    }
+    parts = (
+        "# How often bench is wrong\n",
+        made_by(result) + "\n",
+        markdown_table(result["rows"], columns),
+        bars_table(result["bars"]),
+        where(result),
+    )
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""What the scripts here share: where a result is written, what it says of itself, how it is rendered."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench.table import TextTable, markdown
+from core.whole_output import whole_file
+
+ROOT = Path(__file__).parent.parent
+
+
+def publish(result: dict[str, Any], text: str, *, as_json: bool) -> NoReturn:
+    """Write docs/results/NAME.json and NAME.md, print one of them, and exit 3 when a bar is missed."""
+    as_text = {".json": json.dumps(result, indent=2) + "\n", ".md": text}
+    for suffix, contents in as_text.items():
+        with whole_file(ROOT / "docs" / "results" / f"{result['name']}{suffix}") as part:
+            part.write_text(contents)
+    print(as_text[".json" if as_json else ".md"])
+    sys.exit(0 if all(bar["ok"] for bar in result["bars"]) else 3)
+
+
+def commit() -> str:
+    """Return the commit of this checkout, marked when it has uncommitted changes."""
+    sha, dirty = (
+        subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
+    )
+    return sha + (" with uncommitted changes" if dirty else "")
+
+
+def made_by(result: dict[str, Any]) -> str:
+    """Say by what and at which commit a result was made."""
+    return f"Made by `{result['command']}` at commit {result['commit']}; do not edit."
+
+
+def bars_table(bars: Sequence[dict[str, Any]]) -> str:
+    """Return the bars as Markdown."""
+    return markdown_table(
+        bars,
+        {
+            "bar": lambda bar: bar["name"],
+            "measured": lambda bar: f"{bar['value']:.4g}",
+            "limit": lambda bar: f"{bar['limit']:g}",
+            "": lambda bar: "kept" if bar["ok"] else "MISSED",
+        },
+    )
+
+
+def markdown_table(rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:
+    """Return rows as a Markdown table: header to what a cell says of a row."""
+    cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
+    return markdown(TextTable("", tuple(columns), cells))
+
+
+def where(result: dict[str, Any]) -> str:
+    """Say on which machine and with which packages a result was measured."""
+    machine = result["machine"]
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, int8 instructions {', '.join(machine['int8_instructions'])}, "
+        f"GPU {machine['gpu'] or 'none'}, {machine['system']}, Python {machine['python']}.\n\n"
+        + ", ".join(f"{package} {version}" for package, version in result["versions"].items())
+        + ".\n"
+    )
