@@ -139,7 +139,10 @@ def _why_not(name: str) -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "no NVIDIA GPU, or no driver for it, is visible to this process (nvidia-smi should list one)"
+        return (
+            "no NVIDIA GPU, or no driver for it, is visible to this process; "
+            "install NVIDIA's driver, after which nvidia-smi lists the GPU"
+        )
     return (
         f"ONNX Runtime {onnxruntime.__version__} could not load its CUDA libraries beside torch {torch.__version__} "
         f"(CUDA {torch.version.cuda}); install an onnxruntime-gpu built for the same CUDA version"
