@@ -9,7 +9,7 @@ from bench.compare import BenchReport
 from core.whole_output import whole_file
 
 _PARTS = Path(__file__).with_name("html_report_page")
-_SCRIPTS = ("words.js", "charts.js", "tables.js", "downloads.js", "page.js")
+_SCRIPTS = ("words.js", "charts.js", "tables.js", "downloads.js", "extras.js", "page.js")
 
 
 def write_html(report: BenchReport, path: Path) -> None:

@@ -32,15 +32,21 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of basic blocks: (N, in_chans, 32, 32) -> logits (N, num_classes)."""
 
-    def __init__(self, num_blocks: tuple[int, int, int], num_classes: int, in_chans: int) -> None:
+    def __init__(
+        self,
+        num_blocks: tuple[int, int, int],
+        num_classes: int,
+        in_chans: int,
+        widths: tuple[int, int, int] = (16, 32, 64),
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(16, 16, 1, num_blocks[0])
-        self.layer2 = _stage(16, 32, 2, num_blocks[1])
-        self.layer3 = _stage(32, 64, 2, num_blocks[2])
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(widths[0], widths[0], 1, num_blocks[0])
+        self.layer2 = _stage(widths[0], widths[1], 2, num_blocks[1])
+        self.layer3 = _stage(widths[1], widths[2], 2, num_blocks[2])
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.linear = nn.Linear(64, num_classes)
+        self.linear = nn.Linear(widths[2], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -74,12 +80,14 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     return _declaring_input(CifarResNet((3, 3, 3), num_classes, in_chans))
 
 
-def resnet24(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
-    """Build the 24-layer network: ResNet-20 with two more blocks in its last stage, 0.42 M parameters.
+def wide_resnet14(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build a 14-layer network whose last two stages are twice as wide as the paper's, 0.95 M parameters.
 
-    At 8x8 pixels a block costs the least time and holds the most parameters.
+    Shaped for a session at batch 1: there a layer costs time whatever its width, and a parameter costs least where the
+    image is smallest, so the depth is taken from the first stages and the width given to the last. That width beats
+    depth at equal cost is Zagoruyko and Komodakis 2016 (https://arxiv.org/abs/1605.07146).
     """
-    return _declaring_input(CifarResNet((3, 3, 5), num_classes, in_chans))
+    return _declaring_input(CifarResNet((1, 2, 3), num_classes, in_chans, widths=(16, 64, 128)))
 
 
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:

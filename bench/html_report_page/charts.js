@@ -251,7 +251,11 @@ function drawBars(id, names, parts, words) {
     x: part.values,
     y: names.map((_, index) => index),
     marker: { color: part.colours },
-    customdata: part.values.map((value, index) => [literal(names[index]), value === null ? "" : words(value), part.name]),
+    customdata: names.map((name, index) => [
+      literal(name),
+      part.values[index] === null ? "" : words(part.values[index]),
+      part.name,
+    ]),
     hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[2]}: %{customdata[1]}<extra></extra>",
   }));
   draw(
@@ -355,6 +359,7 @@ function drawProfile(nodes) {
       xaxis: axis("node", { showgrid: false }),
       yaxis: axis("ms", { rangemode: "tozero", nticks: 5 }),
     },
-    `Time of ${counted(nodes.length, "node")} in the order they ran; the slowest is ${slowest.name} with ${milliseconds(slowest.ms)}.`,
+    `Time of ${counted(nodes.length, "node")} in the order they ran; ` +
+      `the slowest is ${slowest.name} with ${milliseconds(slowest.ms)}.`,
   );
 }

@@ -51,8 +51,8 @@ function showProfile(row) {
   fill(
     "profile-note",
     measured
-      ? `Medians of ${counted(row.nodes.length, "node")} as ONNX Runtime's profiler sees them, ${milliseconds(total)} in all; ` +
-          `without the profiler a run takes ${milliseconds(row.latency.p50_ms)}. Choose another model above.`
+      ? `Medians of ${counted(row.nodes.length, "node")} as ONNX Runtime's profiler sees them, ` +
+          `${milliseconds(total)} in all; without the profiler a run takes ${milliseconds(row.latency.p50_ms)}. Choose another model above.`
       : "This model has no profile: it does not run on ONNX Runtime.",
   );
   if (!measured) return;
@@ -112,7 +112,10 @@ function notes() {
         `other processes took ${percent(noise.others_cpu_ratio, 0)} of the CPU.`,
     );
   }
-  if (!sharp) found.push(`Not every speedup is known to the precision asked for, \u00b1${percent(precision)}.`);
+  if (!sharp && settings[0].rows.length > 1) {
+    const wide = `The speedups' intervals are wider than ${percent(precision)}`;
+    found.push(`${wide}: measure for longer or on a quieter machine.`);
+  }
   return found.map((text) => element("p", text, "note"));
 }
 
@@ -138,8 +141,8 @@ function distributionsNote(rows) {
 function costNote(rows) {
   if (!rows.some((row) => row.cost)) return "Memory and start were not measured.";
   return (
-    "Memory and start are those of a process of its own that opens the model and runs it once. In grey: the memory it " +
-    "held before, and the time of the first run, which follows the load."
+    "Memory and start are those of a process of its own that opens the model and runs it once. " +
+    "In grey: the memory it held before, and the time of the first run, which follows the load."
   );
 }
 
@@ -202,4 +205,5 @@ setTheme(document.documentElement.dataset.theme);
 fillOptions("setting", settings.map((setting) => setting.words), 0);
 document.getElementById("setting-label").hidden = settings.length === 1;
 wire();
+fillExtras(report);
 show();

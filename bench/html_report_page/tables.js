@@ -65,7 +65,9 @@ function fillTiles(row, first) {
 
 function speedTile(tile, row, base) {
   const { speedup, latency, throughput } = row;
-  if (!base || !speedup) return tile("Latency", milliseconds(latency.p50_ms), [`${short(throughput)} samples a second`]);
+  if (!base || !speedup) {
+    return tile("Latency", milliseconds(latency.p50_ms), [`${short(throughput)} samples a second`]);
+  }
   const lines = [
     `${milliseconds(latency.p50_ms)} instead of ${milliseconds(base.latency.p50_ms)}`,
     speedup.interval ? `99 % interval ${interval(speedup.interval, 2)}` : "too few rounds for an interval",
@@ -100,12 +102,11 @@ function memoryTile(tile, row, base) {
 
 function fillResults(rows, names, selected) {
   const timeColumn = (percentile) => {
-    const value = (row) => row.latency[`p${percentile}_ms`];
-    const digits = decimals(rows.map(value).filter((found) => found !== null));
+    const values = rows.map((row) => row.latency[`p${percentile}_ms`]);
+    const intervals = rows.map((row) => row.latency[`p${percentile}_interval_ms`]);
+    const digits = decimals(values.filter((value) => value !== null));
     const cell = (index) =>
-      value(rows[index]) === null
-        ? "-"
-        : stacked(number(value(rows[index]), digits), interval(rows[index].latency[`p${percentile}_interval_ms`], digits));
+      values[index] === null ? "-" : stacked(number(values[index], digits), interval(intervals[index], digits));
     return [`p${percentile}, ms`, cell, "number"];
   };
   const costColumn = (heading, read) => [
@@ -114,6 +115,7 @@ function fillResults(rows, names, selected) {
     "number",
   ];
   const quality = (read) => (index) => (rows[index].quality ? read(rows[index].quality) : "-");
+  const agreement = (index) => (rows[index].change ? number(rows[index].change.agreement, 2) : "-");
   const scored = rows.some((row) => row.quality);
   const costed = rows.some((row) => row.cost);
   const columns = [
@@ -127,7 +129,7 @@ function fillResults(rows, names, selected) {
       "number",
     ],
     scored && ["Drop, points", (index) => dropCell(rows[index].change), "number"],
-    scored && ["Same answer, %", (index) => (rows[index].change ? number(rows[index].change.agreement, 2) : "-"), "number"],
+    scored && ["Same answer, %", agreement, "number"],
     timeColumn(90),
     timeColumn(99),
     ["Samples a second", (index) => number(rows[index].throughput, rows[index].throughput < 10 ? 2 : 0), "number"],
@@ -135,7 +137,8 @@ function fillResults(rows, names, selected) {
     costed && costColumn("Load, ms", (cost) => short(cost.load_ms)),
     costed && costColumn("First run, ms", (cost) => short(cost.first_run_ms)),
     scored && ["F1, %", quality((found) => number(found.f1, 2)), "number"],
-    scored && rows[0].quality.top5_accuracy !== null && ["Top 5, %", quality((found) => number(found.top5_accuracy, 2)), "number"],
+    scored &&
+      rows[0].quality.top5_accuracy !== null && ["Top 5, %", quality((found) => number(found.top5_accuracy, 2)), "number"],
   ].filter(Boolean);
   fill("results", table(`All models: ${settingWords(rows[0])}`, columns, rows.length, selected));
 }

@@ -76,9 +76,10 @@ function settingWords(row) {
 /** Name the rows of a setting: torch modules may run in several ways, and paths need not start with what all share. */
 function rowNames(rows) {
   const folders = rows.map((row) => row.name.split(/[\\/]/).slice(0, -1)).filter((path) => path.length);
+  const head = (path, length) => path.slice(0, length).join("/");
   let shared = folders.length < 2 ? 0 : Math.min(...folders.map((path) => path.length));
-  while (shared && folders.some((path) => path.slice(0, shared).join() !== folders[0].slice(0, shared).join())) shared -= 1;
-  const start = folders.length ? folders[0].slice(0, shared).join("/").length + (shared ? 1 : 0) : 0;
+  while (shared && folders.some((path) => head(path, shared) !== head(folders[0], shared))) shared -= 1;
+  const start = shared ? head(folders[0], shared).length + 1 : 0;
   return rows.map((row) => {
     const name = /[\\/]/.test(row.name) ? row.name.slice(start) : row.name;
     const alone = rows.filter((other) => other.name === row.name).length === 1;
@@ -95,8 +96,8 @@ function providerShort(name) {
 }
 
 function verdictClass(verdict) {
-  if (verdict === "faster" || verdict === "better") return "good";
-  return verdict === "slower" || verdict === "worse" ? "bad" : "even";
+  if (["faster", "better", "improved"].includes(verdict)) return "good";
+  return ["slower", "worse", "regressed"].includes(verdict) ? "bad" : "even";
 }
 
 /** What the headline says of a model against the first. */

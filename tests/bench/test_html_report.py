@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from bench.compare import BenchReport
+from bench.extras import FullReport
 from bench.html_report import write_html
+from bench.regression import ComparedReport
 from core.errors import ToolError
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
@@ -163,6 +165,59 @@ def a_report(last_name: str = "int8", **fields: Any) -> BenchReport:
 def without_accuracy(report: BenchReport) -> BenchReport:
     rows = [row.model_copy(update={"quality": None, "change": None}) for row in report.rows]
     return report.model_copy(update={"rows": tuple(rows), "data": None, "split": None})
+
+
+def with_extras(report: BenchReport) -> ComparedReport:
+    """The same with robustness, a service and an older report to compare with."""
+    measured = {"stage": "bench", "data": "cifar10.npz", "split": "test", "samples": 1000, "provider": "cpu"}
+    shown = {"name": "int8", "sha256": "0" * 64, "clean_accuracy": 92.0}
+    kinds = [("noise", 60.0), ("blur", 71.5)]
+    corrupted = [
+        {"corruption": kind, "severity": severity, "accuracy": accuracy - severity, "drop": 92 - accuracy + severity}
+        for kind, accuracy in kinds
+        for severity in (1, 5)
+    ]
+    attacked = {**shown, "attacked_accuracy": 31.25, "drop": 60.75, "is_transfer": True}
+    asked = {"stage": "service", "name": "int8", "sha256": "0" * 64, "provider": "cpu", "threads": 1, "seed": 0}
+    server = {"slo_ms": 5.0, "rate": 812.0, "p99_ms": 4.91, "trials": []}
+    row = report.rows[0]
+    change = {
+        **row.model_dump(include={"name", "runtime", "provider", "threads", "batch_size"}),
+        "figure": "p50_ms",
+        "before": 2.0,
+        "after": 2.519,
+        "interval": [1.2, 1.31],
+        "verdict": "regressed",
+    }
+    extras = {
+        "corruptions": {
+            **measured,
+            "severities": [1, 5],
+            "seed": 0,
+            "versions": {},
+            "rows": [{**shown, "mean_accuracy": 62.75, "mean_drop": 29.25, "corrupted": corrupted}],
+        },
+        "attack": {
+            **measured,
+            "epsilon": 2 / 255,
+            "versions": {},
+            "source": {**attacked, "name": "resnet24", "is_transfer": False},
+            "rows": [attacked],
+        },
+        "service": [
+            {
+                **asked,
+                "loadgen": "5.1",
+                "versions": {},
+                "machine": report.machine,
+                "single_stream": {"p50_ms": 0.44, "p90_ms": 0.5, "p99_ms": 0.61, "queries": 20000},
+                "offline": None,
+                "server": server,
+            }
+        ],
+        "regression": {"changes": [change], "not_compared": ["float16 is only in the old report"]},
+    }
+    return ComparedReport.model_validate({**report.model_dump(), **extras})
 
 
 class Opened:
@@ -372,13 +427,24 @@ def test_a_name_is_never_markup(opened: Callable[..., Opened]) -> None:
 
 
 @needs_chromium
+def test_paths_are_named_without_the_folders_they_share(opened: Callable[..., Opened]) -> None:
+    names = ["runs/new/float32/model.onnx", "runs/new/int8/model.onnx", "teacher.onnx"]
+    rows = [{**row, "name": name} for row, name in zip(a_report().model_dump()["rows"], names, strict=False)]
+    page = opened(a_report(rows=rows))
+    options = page.page.locator("#model option").all_inner_texts()
+    assert options == ["float32/model.onnx", "int8/model.onnx", "teacher.onnx"]
+
+
+@needs_chromium
 def test_a_noisy_machine_and_blunt_speedups_are_said(opened: Callable[..., Opened]) -> None:
     noisy = {"round_spread_ratio": 0.081, "others_cpu_ratio": 0.34, "noisy": True}
     page = opened(a_report(noise=noisy, sharp=False))
     assert page.text("#notes p:first-child") == (
         "Noisy machine: the baseline's rounds are 8.1 % off their median, other processes took 34 % of the CPU."
     )
-    assert page.text("#notes p:last-child") == "Not every speedup is known to the precision asked for, \u00b11.0 %."
+    assert page.text("#notes p:last-child") == (
+        "The speedups' intervals are wider than 1.0 %: measure for longer or on a quieter machine."
+    )
     assert opened(a_report()).text("#notes") == ""
 
 
@@ -404,3 +470,33 @@ def test_all_nodes_are_shown_when_asked(opened: Callable[..., Opened]) -> None:
     assert page.page.locator("#nodes tbody tr").count() == 12
     page.page.click("#all-nodes")
     assert page.page.locator("#nodes tbody tr").count() == 37
+
+
+@needs_chromium
+def test_nothing_that_was_not_measured_has_a_section(opened: Callable[..., Opened]) -> None:
+    assert opened(FullReport(**dict(a_report()))).page.locator("#extras section").count() == 0
+
+
+@needs_chromium
+def test_what_else_was_measured_is_shown_and_downloads(opened: Callable[..., Opened]) -> None:
+    report = with_extras(a_report())
+    page = opened(report)
+    titles = ["Against the old report", "On corrupted images", "Under attack", "As a service"]
+    assert page.page.locator("#extras h2").all_inner_texts() == titles
+    cells = {
+        name: page.page.locator(f"#{name} tbody tr:last-child > *").all_inner_texts()
+        for name in ("regression", "corruptions", "attack", "service")
+    }
+    assert cells == {
+        "regression": [
+            *("teacher-float32", "CPU, 1 thread, batch 1", "p50, ms", "2", "2.519", "1.200 to 1.310", "regressed")
+        ],
+        "corruptions": ["int8", "92.00", "57.00", "68.50", "62.75", "29.25"],
+        "attack": ["int8", "92.00", "31.25", "60.75", "resnet24"],
+        "service": ["int8", "0.440", "0.500", "0.610", "-", "812", "4.910"],
+    }
+    records = {name: list(csv.DictReader(page.downloaded(f"#download-{name}").splitlines())) for name in cells}
+    assert [len(records[name]) for name in cells] == [1, 4, 2, 1]
+    assert float(records["service"][0]["server.rate"]) == 812
+    assert "corruptions" not in page.downloaded("#download-results")
+    assert ComparedReport.model_validate_json(page.downloaded("#download-json")) == report
