@@ -13,6 +13,9 @@ FloatArray = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 VERDICT_CONFIDENCE = 0.99  # of what is called faster or slower: one false call in a hundred comparisons
 NEGLIGIBLE_RATIO = 0.005  # two copies of one file differ by as much, with where their memory lies
+# The least samples for a percentile at 99 % confidence: MLPerf LoadGen's early-stopping bound (early_stopping.cc).
+P90_SAMPLES = 64
+P99_SAMPLES = 662
 
 Verdict = Literal["faster", "slower", "no difference shown"]
 

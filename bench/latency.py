@@ -9,15 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel
 
-from bench.intervals import FloatArray, Interval, Verdict, percentile_interval, signed_rank_interval, speed_verdict
+from bench.intervals import (
+    P90_SAMPLES,
+    P99_SAMPLES,
+    FloatArray,
+    Interval,
+    Verdict,
+    percentile_interval,
+    signed_rank_interval,
+    speed_verdict,
+)
 from bench.runnable import Open, open_onnx_run
 from core.errors import require
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
-
-# The least samples for a percentile at 99 % confidence: MLPerf LoadGen's early-stopping bound (early_stopping.cc).
-P90_SAMPLES = 64
-P99_SAMPLES = 662
 
 TURNS = 5  # turns that each model gets in a round
 SETTLE_MS = 3.0  # untimed at the start of a turn: caches fill, and threads of the model before stop spinning

@@ -1,41 +1,27 @@
 """Service figures of an .onnx file: MLPerf LoadGen asks, ONNX Runtime answers.
 
-LoadGen and its scenarios: Reddi et al., MLPerf Inference Benchmark, arXiv 1911.02549. LoadGen cannot be stopped once it
-runs, so it runs in a process of its own, this module's `main`, which Ctrl-C kills.
+LoadGen and its scenarios: Reddi et al. 2019, MLPerf Inference Benchmark (https://arxiv.org/abs/1911.02549).
 """
 
 import importlib.util
-import json
 import math
-import os
-import queue
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from bench.latency import P99_SAMPLES
+from bench.loadgen_process import SCENARIOS, Request, Run, loadgen
 from core.errors import ToolError, did_you_mean, require
 from core.machine import Machine, package_versions, this_machine
-from core.onnx_model import OnnxModel, open_onnx
+from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.result import Report
-from core.sessions import FloatArray, made_up_inputs, open_session, run_session
+from core.sessions import made_up_inputs
 
-SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
 TOLERANCE = 0.025  # how far the server's rate may lie below the least rate that misses, as a fraction
 LOWEST_FRACTION = 1 / 16  # of the rate that single-stream suggests; below it an SLO counts as out of reach
 MAX_TRIALS = 12
-WARMUP = 10  # untimed runs before each run of LoadGen
 P50, P90, P99 = (f"result_{percent}.00_percentile_latency_ns" for percent in (50, 90, 99))  # LoadGen's names
 
 
@@ -146,29 +132,6 @@ class ServiceReport(Report, frozen=True):
     server: Server | None
 
 
-class _Request(BaseModel, frozen=True):
-    """One run of LoadGen.
-
-    Attributes:
-        scenario: A key of `SCENARIOS`.
-        seconds: Its least duration.
-        seed: Of its random numbers.
-        batch_size: Samples the session takes at once.
-        rate: Samples a second: the server's load; for the others, how many LoadGen prepares.
-        slo_ns: The server's SLO in nanoseconds.
-    """
-
-    scenario: str
-    seconds: float
-    seed: int
-    batch_size: int
-    rate: float = 1.0
-    slo_ns: int = 0
-
-
-_Run = Callable[[_Request], dict[str, Any]]
-
-
 def measure_service(model: OnnxModel, config: ServiceConfig, progress: Progress = no_progress) -> ServiceReport:
     """Measure a model under LoadGen's load.
 
@@ -187,7 +150,7 @@ def measure_service(model: OnnxModel, config: ServiceConfig, progress: Progress 
         raise ToolError("service figures need MLPerf LoadGen, which is not installed; pip install mlcommons-loadgen")
     wanted = {*config.scenarios, *(("single-stream",) if "server" in config.scenarios else ())}
     requests = {
-        name: _Request(
+        name: Request(
             scenario=name,
             seconds=config.seconds,
             seed=config.seed,
@@ -200,7 +163,7 @@ def measure_service(model: OnnxModel, config: ServiceConfig, progress: Progress 
         made_up_inputs(model, request.batch_size)  # refuses before anything runs
     figures = {}
     server = None
-    with _loadgen(model.path, config.provider, config.threads) as run:
+    with loadgen(model.path, config.provider, config.threads) as run:
         for name, request in requests.items():
             if name != "server":
                 progress(name, 0, 1, "runs")
@@ -255,7 +218,7 @@ def highest_rate(meets: Callable[[float], bool], start: float) -> float | None:
     return passed
 
 
-def _long_enough(run: _Run, request: _Request) -> dict[str, Any]:
+def _long_enough(run: Run, request: Request) -> dict[str, Any]:
     """Run single-stream or offline; while LoadGen runs out of prepared queries too soon, again with more of them."""
     figures = run(request)
     while not figures["result_min_duration_met"]:
@@ -265,7 +228,7 @@ def _long_enough(run: _Run, request: _Request) -> dict[str, Any]:
     return figures
 
 
-def _server(run: _Run, request: _Request, p50_ms: float, slo_ms: float, progress: Progress) -> Server:
+def _server(run: Run, request: Request, p50_ms: float, slo_ms: float, progress: Progress) -> Server:
     # Overload e makes the last query wait e times the run's length, so this long a run lets through TOLERANCE at most.
     seconds = max(request.seconds, slo_ms / 1000 / TOLERANCE)
     request = request.model_copy(update={"seconds": seconds, "slo_ns": round(slo_ms * 1e6)})
@@ -305,135 +268,3 @@ def _offline(figures: dict[str, Any], batch_size: int) -> Offline:
         batch_size=batch_size,
         seconds=figures["result_max_latency_ns"] / 1e9,
     )
-
-
-@contextmanager
-def _loadgen(path: Path, provider: str, threads: int) -> Iterator[_Run]:
-    """Start LoadGen's process with a session on the model; yield what has it run a request and returns its figures."""
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxpress-loadgen-")))
-        said = folder / "stderr.txt"
-        child = stack.enter_context(
-            subprocess.Popen(
-                [sys.executable, "-P", "-m", "bench.service", path.resolve(), provider, str(threads), folder],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stack.enter_context(said.open("w")),
-                text=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which ends the other
-            )
-        )
-        stack.callback(child.kill)
-        assert child.stdin is not None
-        assert child.stdout is not None
-        requests, replies = child.stdin, child.stdout
-
-        def run(request: _Request) -> dict[str, Any]:
-            requests.write(request.model_dump_json() + "\n")
-            requests.flush()
-            reply = replies.readline()
-            if not reply:
-                raise _ended(child.wait(), said.read_text())
-            if error := json.loads(reply):
-                raise ToolError(error)
-            return _logged_figures(folder)
-
-        yield run
-
-
-def _ended(exit_code: int, said: str) -> Exception:
-    if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return ToolError(f"the process that runs LoadGen was ended by {name}; SIGKILL is most often want of memory")
-    return RuntimeError(f"the process that runs LoadGen ended with exit code {exit_code}:\n{said}")
-
-
-def _logged_figures(folder: Path) -> dict[str, Any]:
-    """Return what the last run's log calls a result, by LoadGen's own keys, and LoadGen's version."""
-    lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
-    records = [
-        json.loads(line.removeprefix(":::MLLOG "))
-        for line in lines
-        if '"key": "result_' in line or '"key": "loadgen_version"' in line
-    ]
-    return {record["key"]: record["value"] for record in records}
-
-
-def main(path: str, provider: str, threads: str, folder: str) -> None:
-    """Run LoadGen for each request, a JSON line on stdin; answer each with a JSON line: null or what went wrong."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
-
-    def reply(error: str | None) -> None:
-        replies.write(json.dumps(error) + "\n")
-        replies.flush()
-
-    try:
-        model = open_onnx(Path(path))
-        session = open_session(model.path, provider, int(threads))
-        for line in sys.stdin:
-            request = _Request.model_validate_json(line)
-            _run_loadgen(session, made_up_inputs(model, request.batch_size), request, folder)
-            reply(None)
-    except ToolError as error:
-        reply(str(error))
-
-
-def _run_loadgen(session: Any, inputs: tuple[FloatArray, ...], request: _Request, folder: str) -> None:
-    import mlperf_loadgen as lg
-
-    settings = lg.TestSettings()
-    settings.scenario = getattr(lg.TestScenario, SCENARIOS[request.scenario])
-    settings.mode = lg.TestMode.PerformanceOnly
-    settings.min_duration_ms = math.ceil(1000 * request.seconds)
-    settings.min_query_count = WARMUP * request.batch_size if request.scenario == "offline" else P99_SAMPLES
-    settings.single_stream_expected_latency_ns = math.ceil(1e9 / request.rate)
-    settings.offline_expected_qps = request.rate
-    settings.server_target_qps = request.rate
-    settings.server_target_latency_ns = request.slo_ns
-    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = request.seed
-
-    output = lg.LogOutputSettings()
-    output.outdir = folder
-    log = lg.LogSettings()
-    log.log_output = output
-    log.enable_trace = False
-
-    for _ in range(WARMUP):
-        run_session(session, *inputs)
-    waiting: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
-    worker = threading.Thread(target=_answer, args=(session, inputs, request.batch_size, waiting))
-    worker.start()
-    system = lg.ConstructSUT(waiting.put, lambda: None)
-    samples = lg.ConstructQSL(1, 1, lambda _: None, lambda _: None)  # every query asks for the same made-up input
-    lg.StartTestWithLogSettings(system, samples, settings, log, f"{folder}/no-audit.config")
-    waiting.put(None)
-    worker.join()
-    lg.DestroyQSL(samples)
-    lg.DestroySUT(system)
-
-
-def _answer(
-    session: Any,
-    inputs: tuple[FloatArray, ...],
-    batch_size: int,
-    waiting: "queue.SimpleQueue[list[Any] | None]",
-) -> None:
-    """Answer what waits, batch by batch, until None comes; a last partial batch is run whole."""
-    import mlperf_loadgen as lg
-
-    feed = dict(zip([value.name for value in session.get_inputs()], inputs, strict=True))
-    try:
-        while (samples := waiting.get()) is not None:
-            for first in range(0, len(samples), batch_size):
-                session.run(None, feed)
-                batch = samples[first : first + batch_size]
-                lg.QuerySamplesComplete([lg.QuerySampleResponse(sample.id, 0, 0) for sample in batch])
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)  # LoadGen would wait for the answers for ever
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -6,9 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from bench.intervals import P90_SAMPLES, P99_SAMPLES
 from bench.latency import (
-    P90_SAMPLES,
-    P99_SAMPLES,
     TimingConfig,
     latency,
     measure,

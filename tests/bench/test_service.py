@@ -16,7 +16,8 @@ import psutil
 import pytest
 
 from bench import service
-from bench.latency import P99_SAMPLES
+from bench.intervals import P99_SAMPLES
+from bench.loadgen_process import WARMUP, Request, loadgen
 from bench.service import ServiceConfig, ServiceReport, highest_rate, measure_service
 from core.errors import InvalidValueError, ToolError
 from core.onnx_model import OnnxModel
@@ -65,7 +66,7 @@ def test_offline_gives_a_throughput_over_its_least_duration(report: ServiceRepor
     assert report.offline is not None
     assert report.offline.batch_size == 8
     assert report.offline.seconds >= SECONDS
-    assert report.offline.samples_per_second * report.offline.seconds >= 8 * service.WARMUP
+    assert report.offline.samples_per_second * report.offline.seconds >= 8 * WARMUP
 
 
 def test_the_servers_rate_is_the_highest_that_met_the_slo(report: ServiceReport) -> None:
@@ -157,9 +158,9 @@ def test_an_error_in_loadgens_process_comes_back(exported: OnnxModel) -> None:
 
 
 def test_a_bug_in_loadgens_process_keeps_its_traceback(exported: OnnxModel) -> None:
-    request = service._Request(scenario="bogus", seconds=SECONDS, seed=0, batch_size=1)
+    request = Request(scenario="bogus", seconds=SECONDS, seed=0, batch_size=1)
     with (
-        service._loadgen(exported.path, "cpu", 1) as run,
+        loadgen(exported.path, "cpu", 1) as run,
         pytest.raises(RuntimeError, match=r"(?s)exit code 1:\nTraceback.*KeyError: 'bogus'"),
     ):
         run(request)
