@@ -29,7 +29,6 @@ SETTLE_MS = 3.0  # untimed at the start of a turn: caches fill, and threads of t
 STEADY_RATIO = 0.98  # warm-up ends when a window is no faster than this share of the best before it
 MAX_WARMUP_WINDOWS = 20
 WINDOW_MS = 10.0
-NOISY_RATIO = 0.05  # spread of the baseline's rounds beyond which a machine is called noisy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

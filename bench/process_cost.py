@@ -4,6 +4,7 @@ Run as a script, this file is that process.
 """
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from pydantic import BaseModel
+
+from core.errors import ToolError
 
 CUDA = "CUDAExecutionProvider"
 
@@ -43,12 +46,26 @@ def process_cost(path: Path, provider_name: str, threads: int, inputs: Sequence[
         provider_name: ONNX Runtime's name of a provider that can be used.
         threads: Threads of the session.
         inputs: One array an input.
+
+    Raises:
+        ToolError: The process ended before it answered.
     """
     with tempfile.TemporaryDirectory() as scratch:
         arrays = Path(scratch) / "inputs.npz"
         np.savez(arrays, *inputs)
-        command = [sys.executable, "-m", "bench.process_cost", str(path), provider_name, str(threads), str(arrays)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, "-P", "-m", "bench.process_cost"]
+        path_to_us = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [*command, str(path), provider_name, str(threads), str(arrays)],
+            capture_output=True,
+            text=True,
+            env=path_to_us,
+        )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing; most often that is want of memory"]
+        raise ToolError(
+            f"could not measure {path.name} in a process of its own (exit code {done.returncode}): {said[-1]}"
+        )
     return ProcessCost.model_validate_json(done.stdout.splitlines()[-1])
 
 

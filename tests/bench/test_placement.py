@@ -13,7 +13,7 @@ from bench.gate import require_placement
 from bench.placement import placement
 from bench.process_cost import process_cost
 from bench.profile import NodeTime, profile
-from core.errors import GateMissedError
+from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.sessions import made_up_inputs
 
@@ -83,3 +83,10 @@ def test_a_process_of_its_own_says_what_the_model_costs(exported: OnnxModel) -> 
     assert found.first_run_ms > 0
     assert found.peak_rss_bytes > found.empty_rss_bytes > 10 * 2**20
     assert found.peak_rss_bytes < 500 * 2**20  # this process, with torch in it, is not counted
+
+
+def test_a_process_that_fails_is_told_with_what_it_said(exported: OnnxModel, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(exported.path.read_bytes()[:-100])
+    with pytest.raises(ToolError, match=r"could not measure broken.onnx in a process of its own \(exit code 1\): .+"):
+        process_cost(broken, "CPUExecutionProvider", 1, made_up_inputs(exported, 1))
