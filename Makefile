@@ -7,8 +7,9 @@ BIN = .venv/bin
 demo: .venv/installed
 	$(BIN)/onnxpress run recipes/digits.toml
 
+# A process a core: most of a test's time is a process that starts or a small network, where a second thread helps little.
 test: .venv/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 slow: .venv/installed
 	$(BIN)/pytest -m slow

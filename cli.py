@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from core.errors import ToolError
+from interruption import interruptions
 from options import (
     DATA_HELP,
     PATH,
@@ -35,16 +36,19 @@ class Cli(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand and turn what goes wrong into an exit code."""
-        try:
-            return super().invoke(ctx)
-        except ToolError as error:
-            click.echo(f"Error: {error}", err=True)
-            ctx.exit(error.exit_code)
-        except KeyboardInterrupt:
-            resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
-            click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
-            sys.stdout.flush()
-            os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
+        with interruptions() as interrupted:
+            try:
+                return super().invoke(ctx)
+            except (Exception, KeyboardInterrupt) as error:
+                if interrupted:
+                    resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
+                    click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
+                    sys.stdout.flush()
+                    os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
+                if not isinstance(error, ToolError):
+                    raise
+                click.echo(f"Error: {error}", err=True)
+                ctx.exit(error.exit_code)
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})

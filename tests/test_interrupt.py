@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from core.checkpoint import save_checkpoint
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
+from interruption import AGAIN_S, interruptions
 
 FOREVER = ["--epochs", "10000", "--batch-size", "256"]
 STAGES = {
@@ -66,6 +68,17 @@ def test_ctrl_c_is_clean_in_every_stage(stage: str, tmp_path: Path, exported: On
     assert "Traceback" not in stderr
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.rglob(".*.part*"))
+
+
+def test_a_swallowed_interrupt_comes_again() -> None:
+    with interruptions() as came:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(10 * AGAIN_S)
+    assert len(came) == 2
+    time.sleep(1.5 * AGAIN_S)  # and no more once the block has ended
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_interrupted_recipe_goes_on_where_it_stopped(tmp_path: Path, tiny: str) -> None:

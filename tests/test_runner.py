@@ -53,6 +53,7 @@ kind = "bench"
 models = ["baseline", "float32", "int8"]
 iterations = 20
 rounds = 2
+max_rounds = 2
 [gate]
 max_drop = 90
 """
