@@ -1,5 +1,6 @@
 """Timing returns what was asked for; how fast is measured in perf/, not here."""
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -126,3 +127,24 @@ def test_a_speedup_is_a_ratio_of_medians(exported: OnnxModel) -> None:
 def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
         TimingConfig(**values)
+
+
+def test_no_turn_starts_while_threads_of_another_model_spin() -> None:
+    spinning: list[threading.Thread] = []
+    seen = []
+
+    def spin(until: float) -> None:
+        while time.monotonic() < until:
+            pass
+
+    def leaves_a_thread_spinning() -> None:
+        thread = threading.Thread(target=spin, args=(time.monotonic() + 0.06,))
+        thread.start()
+        spinning.append(thread)
+
+    def looks() -> None:
+        seen.append(any(thread.is_alive() for thread in spinning))
+
+    measure([lambda: leaves_a_thread_spinning, lambda: looks], TimingConfig(iterations=10, rounds=1, max_rounds=1))
+    assert len(spinning) >= 10
+    assert not any(seen)
