@@ -102,6 +102,13 @@ def finetune(model: str, data: str, init_from: str | None, output: Path, force: 
 @click.option("--teacher", required=True, help="Any model, an .onnx file included.")
 @data_option
 @click.option(
+    "--method",
+    type=click.Choice(["kd", "ls", "dkd", "dist"]),
+    default="kd",
+    show_default=True,
+    help="kd (Hinton), ls (logit standardization), dkd (decoupled) or dist (correlations).",
+)
+@click.option(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
     default=4.0,

@@ -1,12 +1,14 @@
-"""Train a student on a teacher's logits (Hinton, Vinyals and Dean 2015, https://arxiv.org/abs/1503.02531)."""
+"""Train a student on a teacher's logits and the labels."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
+from compress.logit_losses import dist_loss, dkd_loss, kd_loss, ls_loss
 from compress.training import TrainConfig, TrainReport, train
 from core.data import Data
 from core.errors import require
@@ -18,18 +20,23 @@ from core.progress import Progress, no_progress
 from core.result import Result
 from core.torch_model import TorchModel, torch_digest
 
+Method = Literal["kd", "ls", "dkd", "dist"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillConfig(TrainConfig):
     """How to distil.
 
     Attributes:
+        method: What the teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
+            ``ls`` (that of standardized logits), ``dkd`` (target and other classes apart) or ``dist`` (correlations).
         temperature: T, which softens both distributions; above 0.
-        kd_ratio: Share of the teacher's loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * T^2 * KL.
+        kd_ratio: Share of the teacher's loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method.
         provider: Where a teacher given as an .onnx file runs.
         threads: Threads of such a teacher; 0 takes the cores this process may use.
     """
 
+    method: Method = "kd"
     temperature: float = 4.0
     kd_ratio: float = 0.9
     provider: str = "cpu"
@@ -41,38 +48,21 @@ class DistillConfig(TrainConfig):
         require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
 
 
-def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return T^2 * KL(teacher || student) of softened distributions, averaged over the batch.
-
-    The factor T^2 keeps the size of the gradient when T changes (Hinton et al., section 2).
-
-    Args:
-        student: Logits (N, K).
-        teacher: Logits (N, K).
-        temperature: T.
-
-    Returns:
-        A scalar; 0 with zero gradient when both give the same distribution.
-    """
-    log_student = functional.log_softmax(student / temperature, dim=1)
-    log_teacher = functional.log_softmax(teacher / temperature, dim=1)
-    return temperature**2 * functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
-
-
 def distillation_loss(
     student: Tensor,
     teacher: Tensor,
     targets: Tensor,
     *,
+    method: Method,
     temperature: float,
     kd_ratio: float,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Return (1 - kd_ratio) * cross-entropy + kd_ratio * T^2 * KL: logits (N, K), (N, K), targets (N,) -> scalar."""
+    """Return (1 - kd_ratio) * cross-entropy + kd_ratio * method: logits (N, K), (N, K), targets (N,) -> scalar."""
     task = functional.cross_entropy(student, targets, label_smoothing=label_smoothing)
     if kd_ratio == 0:
         return task
-    return (1 - kd_ratio) * task + kd_ratio * kd_loss(student, teacher, temperature)
+    return (1 - kd_ratio) * task + kd_ratio * _taught(student, teacher, targets, method, temperature)
 
 
 def distill(
@@ -110,6 +100,7 @@ def distill(
             logits,
             teach(samples),
             targets,
+            method=config.method,
             temperature=config.temperature,
             kd_ratio=config.kd_ratio,
             label_smoothing=config.label_smoothing,
@@ -123,6 +114,18 @@ def distill(
     logits, targets = predict(teacher, data, "validation", provider=config.provider, threads=config.threads)
     report = report.model_copy(update={"teacher_accuracy": accuracy(logits, targets)})
     return Result(replace(student, module=module, history=(*student.history, done)), report)
+
+
+def _taught(student: Tensor, teacher: Tensor, targets: Tensor, method: Method, temperature: float) -> Tensor:
+    match method:
+        case "kd":
+            return kd_loss(student, teacher, temperature)
+        case "ls":
+            return ls_loss(student, teacher, temperature)
+        case "dkd":
+            return dkd_loss(student, teacher, targets, temperature)
+        case "dist":
+            return dist_loss(student, teacher, temperature)
 
 
 def _teacher(teacher: TorchModel | OnnxModel, preprocessing: Preprocessing, config: DistillConfig) -> Logits:

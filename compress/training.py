@@ -29,6 +29,8 @@ from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
 
+GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
+
 BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Student logits (N, K), augmented samples before normalisation (N, C, H, W), targets (N,) -> scalar loss."""
 
@@ -237,7 +239,8 @@ def _prepare(student: TorchModel, split: Split, config: TrainConfig, loss: Batch
 def _run_epoch(loop: _Loop, epoch: int, stage: str, progress: Progress) -> float:
     """Train for one epoch and return the mean loss of its batches."""
     config, device, num_steps = loop.config, loop.accelerator.device, len(loop.batches)
-    total_loss = torch.zeros((), device=device)
+    losses: list[Tensor] = []
+    check_every = 1 if device.type == "cpu" else GPU_STEPS_UNCHECKED
     loop.prepared.train()
     for index, (raw, targets) in enumerate(raised(loop.batches)):
         loop.schedule.step_update(epoch * num_steps + index)
@@ -249,11 +252,11 @@ def _run_epoch(loop: _Loop, epoch: int, stage: str, progress: Progress) -> float
         loop.optimizer.zero_grad()
         loop.accelerator.backward(loss)
         loop.optimizer.step()
-        total_loss += loss.detach()
+        losses.append(loss.detach())
+        if (index + 1) % check_every == 0 or index + 1 == num_steps:
+            _require_finite(losses[-check_every:], index + 1, f"{num_steps} in epoch {epoch + 1}", inputs, loop)
         progress(f"{stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
-    mean_loss = float(total_loss) / num_steps
-    _require_finite(mean_loss, epoch, config.lr)
-    return mean_loss
+    return float(torch.stack(losses).mean())
 
 
 def _accuracy(loop: _Loop, split: Split) -> float:
@@ -287,11 +290,20 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
     state.next_epoch += 1
 
 
-def _require_finite(loss: float, epoch: int, lr: float) -> None:
-    if not torch.isfinite(torch.tensor(loss)):
-        raise ToolError(
-            f"the training loss became {loss} in epoch {epoch + 1}; lower --lr (it is {lr}) or raise the warm-up"
-        )
+def _require_finite(losses: list[Tensor], last_step: int, of_steps: str, inputs: Tensor, loop: _Loop) -> None:
+    """Raise where one of the latest losses is not finite, with its step and what its batch looked like."""
+    values = torch.stack(losses)
+    if values.isfinite().all():
+        return
+    index = int((~values.isfinite()).nonzero()[0])
+    step = last_step - len(losses) + index + 1
+    batch = ""
+    if step == last_step:  # else that batch is gone
+        batch = f"; its batch's inputs lie in [{float(inputs.min()):g}, {float(inputs.max()):g}]"
+    advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
+    if loop.use_bfloat16:
+        advice += ", or try --precision float32"
+    raise ToolError(f"the training loss became {float(values[index])} at step {step} of {of_steps}{batch}; {advice}")
 
 
 def _use_bfloat16(precision: str, device: torch.device) -> bool:

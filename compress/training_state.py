@@ -1,7 +1,8 @@
 """Where a training run stands after an epoch, on disk, so that the same command goes on after an interruption.
 
-Held in ``OUTPUT.partial/state.safetensors`` beside the output until that is complete: student, best student,
-optimizer and random state, with the counters in the file's metadata. No pickle is written or read.
+Held in ``OUTPUT.partial/state-{0,1}.safetensors`` beside the output until that is complete, the last two epochs' in
+turn: student, best student, optimizer and random state, with the counters in the file's metadata. No pickle is written
+or read.
 """
 
 import json
@@ -12,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from core.checkpoint import read_tensors
 from core.errors import ToolError
 from core.whole_output import whole_file
+
+STATES = ("state-0.safetensors", "state-1.safetensors")
 
 
 @dataclass(slots=True)
@@ -52,7 +56,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Write the state after an epoch, replacing the last one whole."""
+    """Write the state after an epoch, replacing the one before the last."""
     tensors = _named("student", student.state_dict()) | _named("best", state.best_weights)
     optimizer_state = optimizer.state_dict()["state"]
     scalars: dict[str, dict[str, Any]] = {}
@@ -75,7 +79,7 @@ def save_state(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()},
         metadata={"state": json.dumps(described)},
     )
-    with whole_file(folder / "state.safetensors") as part:
+    with whole_file(folder / STATES[state.next_epoch % len(STATES)]) as part:
         part.write_bytes(payload)
 
 
@@ -83,16 +87,10 @@ def load_state(
     folder: Path, key: str, student: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
 ) -> TrainingState:
     """Restore a run's state in place and return it; a fresh state when there is none for this very run."""
-    path = folder / "state.safetensors"
-    if not path.exists():
+    found = [state for name in STATES if (state := _read(folder / name)) and state[0]["key"] == key]
+    if not found:
         return TrainingState()
-    try:
-        tensors = read_tensors(path)
-    except ToolError:
-        return TrainingState()
-    described = _described(path)
-    if described["key"] != key:
-        return TrainingState()
+    described, tensors = max(found, key=lambda state: int(state[0]["next_epoch"]))
     student.load_state_dict(_under("student", tensors))
     restored = optimizer.state_dict()
     restored["state"] = {
@@ -117,12 +115,16 @@ def discard_state(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _described(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Return a state's counters and tensors; None where there is none or the disk has damaged it."""
+    if not path.exists():
+        return None
+    try:
+        tensors = read_tensors(path)
+    except ToolError:
+        return None
     with safe_open(path, framework="pt") as file:
-        described: dict[str, Any] = json.loads(file.metadata()["state"])
-    return described
+        return json.loads(file.metadata()["state"]), tensors
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

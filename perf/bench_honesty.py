@@ -122,11 +122,13 @@ def _compared(baseline: OnnxModel, candidate: OnnxModel, config: BenchConfig, se
 
 def _slowed_by(model: OnnxModel, share: float, scratch: Path, threads: int) -> OnnxModel:
     """Return the model with a matrix product beside it, as large as takes this share of the model's time."""
-    trial = 64
-    opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_product(model, trial, scratch))]
-    timed = measure(opens, TimingConfig(iterations=2000, rounds=20))
-    cost = 1 / speedup(*timed.rounds_ms).ratio - 1
-    return _with_product(model, max(1, round(trial * share / cost)), scratch)
+    columns = 64
+    for _ in range(2):  # the time is not quite in proportion to the size: the second time it is measured near its mark
+        opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_product(model, columns, scratch))]
+        timed = measure(opens, TimingConfig(iterations=4000, rounds=60, max_rounds=60))
+        cost = 1 / speedup(*timed.rounds_ms).ratio - 1
+        columns = max(1, round(columns * share / cost))
+    return _with_product(model, columns, scratch)
 
 
 def _with_product(model: OnnxModel, columns: int, scratch: Path) -> OnnxModel:

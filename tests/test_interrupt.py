@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.checkpoint import save_checkpoint
@@ -102,3 +103,28 @@ def test_an_interrupted_recipe_goes_on_where_it_stopped(tmp_path: Path, tiny: st
     assert finished >= 1
     assert (tmp_path / "runs/job/job.onnx").exists()
     assert not metrics.parent.exists()
+
+
+def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Path, tiny: str) -> None:
+    """SIGKILL lets nothing be tidied up: also the moment in which a state is written must do no harm."""
+    random = np.random.default_rng()
+    arguments = ["finetune", f"{tiny}:cnn", "--data", "digits", "--epochs", "20", "--batch-size", "64", "--flip"]
+    metrics = tmp_path / "killed.partial" / "metrics.jsonl"
+
+    def epochs_done() -> int:
+        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+    for _ in range(3):
+        before, process = epochs_done(), started([*arguments, "-o", "killed"], tmp_path)
+        wait_for(lambda before=before: epochs_done() > before, process)
+        time.sleep(random.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "done before it was killed"
+    for output in ("killed", "whole"):
+        process = started([*arguments, "-o", output], tmp_path)
+        _, stderr = process.communicate(timeout=120)
+        assert process.returncode == 0, stderr
+    killed, whole = ((tmp_path / output / "model.safetensors").read_bytes() for output in ("killed", "whole"))
+    assert killed == whole
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left of the states"
