@@ -372,9 +372,10 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 @click.option(
     "--scenario",
     "scenarios",
-    type=click.Choice(["single-stream", "offline", "server"]),
-    multiple=True,
-    help="Service figures through MLPerf LoadGen; repeatable.",
+    default="",
+    metavar="NAMES",
+    callback=comma_list(click.Choice(["single-stream", "offline", "server"])),
+    help="Service figures through MLPerf LoadGen: some of single-stream,offline,server.",
 )
 @click.option("--slo-ms", type=click.FloatRange(0, min_open=True), help="What the server's p99 must stay within.")
 @click.option("--report", "html", type=PATH, help="Write the report as one HTML file that opens offline.")

@@ -107,7 +107,8 @@ def comma_list(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Par
     """Return the callback of an option that takes several values, separated by commas."""
 
     def parse(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Any, ...]:
-        return tuple(kind.convert(part.strip(), parameter, context) for part in value.split(","))
+        parts = value.split(",") if value or parameter.default else ()  # none only where none is the default
+        return tuple(kind.convert(part.strip(), parameter, context) for part in parts)
 
     return parse
 

@@ -159,7 +159,7 @@ def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exporte
 
 
 def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1,2", "--max-seconds", "0.5"]
+    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1,2", "--max-seconds", "0.2"]
     first = onnxpress(*arguments, "--json")
     rows = json.loads(first.stdout)["rows"]
     assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
@@ -339,12 +339,19 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["export", "checkpoint", "-o", "out.onnx"],
-        ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"],
-        ["prune", "checkpoint", "--pruning-ratio", "0.1", "-o", "out"],
-        ["finetune", "checkpoint", "--data", "digits", "--epochs", "1", "-o", "out"],
+        pytest.param(["export", "checkpoint", "-o", "out.onnx"], id="export"),
+        pytest.param(
+            ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"], id="quantize", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["prune", "checkpoint", "--pruning-ratio", "0.1", "-o", "out"], id="prune", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["finetune", "checkpoint", "--data", "digits", "--epochs", "1", "-o", "out"],
+            id="finetune",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=lambda arguments: arguments[0],
 )
 def test_a_disk_that_fills_is_one_clear_line(
     tmp_path: Path, exported: OnnxModel, untrained: TorchModel, arguments: list[str]

@@ -52,7 +52,12 @@ def interrupt(process: "subprocess.Popen[str]") -> str:
     return stderr
 
 
-@pytest.mark.parametrize("stage", STAGES)
+QUICK = ("distill", "bench")
+
+
+@pytest.mark.parametrize(
+    "stage", [pytest.param(stage, marks=() if stage in QUICK else pytest.mark.slow) for stage in STAGES]
+)
 def test_ctrl_c_is_clean_in_every_stage(stage: str, tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> None:
     (tmp_path / "model.onnx").write_bytes(exported.path.read_bytes())
     save_checkpoint(untrained, tmp_path / "checkpoint")

@@ -144,6 +144,7 @@ def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, t
         finetune(model, data, FinetuneConfig(flip=True))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_student_trains_to_the_same(untrained: TorchModel, few_digits: Data) -> None:
     losses = [
