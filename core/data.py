@@ -121,10 +121,10 @@ def whole_split(samples: Samples, targets: Tensor) -> Split:
     return Split(samples, targets, torch.arange(len(samples)))
 
 
-def hold_out_validation(train: Split) -> tuple[Split, Split]:
-    """Split a seeded tenth off `train` for validation; return what remains and the tenth."""
+def hold_out_validation(train: Split, ratio: float) -> tuple[Split, Split]:
+    """Split a seeded share of `train` off for validation; return what remains, at least one sample, and the share."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    num_validation = max(1, round(len(train) * VALIDATION_RATIO))
+    num_validation = min(max(1, round(len(train) * ratio)), len(train) - 1)
     return train.take(order[num_validation:].sort().values), train.take(order[:num_validation].sort().values)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core.data import (
+    VALIDATION_RATIO,
     ArraySamples,
     Data,
     Split,
@@ -30,6 +31,7 @@ from core.history import digest_of
 from core.image_folder import MODE_CHANNELS, ImageFiles, class_names, files_fingerprint, list_split, survey
 from core.machine import available_cores
 from core.references import (
+    Argument,
     Reference,
     call_factory,
     check_arguments,
@@ -46,14 +48,17 @@ Array = npt.NDArray[np.generic]
 def load_data(text: str) -> Data:
     """Load the data a reference names.
 
-    Splits that the source does not bring are None, but for validation: a seeded tenth of train is held out for it.
-    A folder with only one of ``val/`` and ``test/`` uses it as the test split, since the test split is what nothing
-    is chosen on.
+    Splits that the source does not bring are None, but for validation: a seeded tenth of train is held out for it, or
+    the share that the argument ``validation_ratio`` gives. A folder with only one of ``val/`` and ``test/`` uses it as
+    the test split, since the test split is what nothing is chosen on.
 
     Raises:
         ToolError: The source does not exist, is damaged, or its samples or labels cannot be used.
     """
-    reference = parse_reference(text, PREFIXES)
+    named = parse_reference(text, PREFIXES)
+    arguments = dict(named.arguments)
+    validation_ratio = arguments.pop("validation_ratio", None)
+    reference = replace(named, arguments=arguments)
     match reference.kind:
         case "torchvision":
             data = _from_torchvision(reference)
@@ -66,19 +71,26 @@ def load_data(text: str) -> Data:
             data = _from_path(reference)
         case _:
             raise ToolError(f"{text!r}: {reference.kind}: data is not supported yet; use a folder or an .npz file")
-    return _with_validation(data)
+    return _with_validation(data, validation_ratio)
 
 
-def _with_validation(data: Data) -> Data:
-    if data.train is None:
-        return data
-    check_classes(data.train, data.labels, data.reference)
-    if data.validation is not None:
+def _with_validation(data: Data, asked_ratio: Argument | None) -> Data:
+    """Check the classes and hold validation out, unless the source brings it."""
+    if data.train is not None:
+        check_classes(data.train, data.labels, data.reference)
+    if data.train is None or data.validation is not None:
+        if asked_ratio is not None:
+            reason = "has no train split" if data.train is None else "brings its own validation split"
+            raise ToolError(f"{data.reference} {reason}; drop validation_ratio")
         return data
     if len(data.train) < 2:
         raise ToolError(f"{data.reference} has one training sample; at least two are needed to hold validation out")
-    train, validation = hold_out_validation(data.train)
-    return replace(data, train=train, validation=validation)
+    ratio = VALIDATION_RATIO if asked_ratio is None else asked_ratio
+    if not isinstance(ratio, float) or not 0 < ratio < 1:
+        raise ToolError(f"{data.reference}: validation_ratio is {ratio!r}; it is a share of train, such as 0.1")
+    train, validation = hold_out_validation(data.train, ratio)
+    fingerprint = data.fingerprint if asked_ratio is None else digest_of([data.fingerprint, ratio])
+    return replace(data, train=train, validation=validation, fingerprint=fingerprint)
 
 
 def _from_path(reference: Reference) -> Data:

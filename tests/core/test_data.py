@@ -119,9 +119,11 @@ def test_all_classes_with_samples_pass() -> None:
     check_classes(numbered(3), ("a", "b", "c"), "pets")
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(100, 10), (7, 1), (2, 1)])
-def test_a_tenth_is_held_out_and_disjoint(count: int, held_out: int) -> None:
-    train, validation = hold_out_validation(numbered(count))
+@pytest.mark.parametrize(
+    ("count", "ratio", "held_out"), [(100, 0.1, 10), (100, 0.02, 2), (7, 0.1, 1), (2, 0.1, 1), (3, 0.9, 2)]
+)
+def test_a_share_is_held_out_and_disjoint(count: int, ratio: float, held_out: int) -> None:
+    train, validation = hold_out_validation(numbered(count), ratio)
     assert len(validation) == held_out
     assert sorted([*train.labels().tolist(), *validation.labels().tolist()]) == list(range(count))
 
@@ -130,7 +132,7 @@ def test_the_same_samples_are_held_out_whatever_the_seed() -> None:
     chosen = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        chosen.append(hold_out_validation(numbered(50))[1].labels().tolist())
+        chosen.append(hold_out_validation(numbered(50), 0.1)[1].labels().tolist())
     assert chosen[0] == chosen[1]
     assert chosen[0] != list(range(5))
 

@@ -62,6 +62,23 @@ def test_an_npz_file_is_read(npz: MakeNpz) -> None:
     assert (len(data.split("train")), len(data.split("validation")), len(data.split("test"))) == (36, 4, 8)
 
 
+def test_the_share_held_out_can_be_asked_for() -> None:
+    tenth, fiftieth = load_data("digits"), load_data("digits,validation_ratio=0.02")
+    assert (len(fiftieth.split("train")), len(fiftieth.split("validation"))) == (1409, 29)
+    assert tenth.fingerprint != fiftieth.fingerprint
+
+
+@pytest.mark.parametrize("ratio", ["0.0", "1.0", "-0.1", "2", "yes"])
+def test_a_share_that_leaves_nothing_is_refused(ratio: str) -> None:
+    with pytest.raises(ToolError, match=r"validation_ratio is .*; it is a share of train, such as 0\.1"):
+        load_data(f"digits,validation_ratio={ratio}")
+
+
+def test_a_share_of_train_is_refused_where_nothing_is_held_out(npz: MakeNpz) -> None:
+    with pytest.raises(ToolError, match="brings its own validation split; drop validation_ratio"):
+        load_data(f"{npz(**FLOATS, x_val=np.zeros((3, 5)), y_val=[0, 1, 2])},validation_ratio=0.1")
+
+
 def test_a_validation_split_that_is_given_is_used(npz: MakeNpz) -> None:
     data = load_data(npz(**FLOATS, x_val=np.zeros((3, 5)), y_val=[0, 1, 2]))
     assert (len(data.split("train")), len(data.split("validation"))) == (40, 3)
