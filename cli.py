@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from core.errors import ToolError
+from core.processes import is_main_process, num_processes
 from interruption import interruptions
 from options import (
     DATA_HELP,
@@ -29,6 +30,7 @@ from options import (
 )
 
 RESUMABLE = ("run", "finetune", "distill")
+SHARED_BY_PROCESSES = ("finetune", "distill")
 
 
 class Cli(click.Group):
@@ -71,35 +73,53 @@ def main() -> None:
 @output_options
 @seed_option
 @common_options
-def finetune(model: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any) -> None:
+@click.option("--find-lr", is_flag=True, help="Instead of training: test which --lr suits, and plot it to OUTPUT.html.")
+def finetune(
+    model: str,
+    data: str,
+    init_from: str | None,
+    output: Path,
+    force: bool,
+    track: tuple[str, ...],
+    find_lr: bool,
+    **given: Any,
+) -> None:
     """Train MODEL on labelled data; keep its best epoch.
 
     \b
     onnxpress finetune timm:resnet18 --data photos/ --epochs 20 -o runs/resnet18
+    onnxpress finetune timm:resnet18 --data photos/ --find-lr -o lr.html
     """
     with _session(given) as (options, progress):
         from compress.finetune import FinetuneConfig, finetune
+        from compress.trackers import tracking
         from compress.training_state import partial_folder
         from core.data_reference import load_data
+        from core.typed_config import with_settings
         from core.whole_output import refuse_overwrite
-        from stages import save_trained, start_model
+        from stages import find_learning_rate, save_trained, start_model
 
         refuse_overwrite(output, force=force)
+        config = with_settings(FinetuneConfig, options)
         loaded = load_data(data)
-        result = finetune(
-            start_model(model, init_from, loaded, options["seed"]),
-            loaded,
-            FinetuneConfig(**options),
-            workspace=partial_folder(output),
-            progress=progress,
-        )
-        save_trained(result.model, result.report, output)
-    _render(result.report, given)
+        start = start_model(model, init_from, loaded, config.seed)
+        if find_lr:
+            report: Any = find_learning_rate(start, loaded, config, output, progress)
+        else:
+            with tracking(track, output, options) as on_epoch:
+                result = finetune(
+                    start, loaded, config, workspace=partial_folder(output), progress=progress, on_epoch=on_epoch
+                )
+            save_trained(result.model, result.report, output)
+            report = result.report
+    _render(report, given)
 
 
 @main.command()
 @click.argument("student")
-@click.option("--teacher", required=True, help="Any model, an .onnx file included.")
+@click.option(
+    "--teacher", "teachers", required=True, multiple=True, help="Any model, an .onnx file included; repeatable."
+)
 @data_option
 @click.option(
     "--method",
@@ -120,8 +140,16 @@ def finetune(model: str, data: str, init_from: str | None, output: Path, force: 
     type=RATIO,
     default=0.9,
     show_default=True,
-    help="Share of the teacher's loss; the rest is the labels'.",
+    help="Share of the teacher's loss; the rest is the labels'. With 1 no labels are needed.",
 )
+@click.option(
+    "--hint",
+    "hints",
+    multiple=True,
+    metavar="METHOD:STUDENT=TEACHER",
+    help="Compare two modules' outputs too, as in fitnet:layer3=layer3; fitnet, at or rkd; repeatable.",
+)
+@click.option("--teacher-cache", type=PATH, help="Folder that keeps what the teacher says, so that it runs only once.")
 @init_option
 @train_options
 @output_options
@@ -129,7 +157,15 @@ def finetune(model: str, data: str, init_from: str | None, output: Path, force: 
 @runtime_options
 @common_options
 def distill(
-    student: str, teacher: str, data: str, init_from: str | None, output: Path, force: bool, **given: Any
+    student: str,
+    teachers: tuple[str, ...],
+    data: str,
+    init_from: str | None,
+    teacher_cache: Path | None,
+    output: Path,
+    force: bool,
+    track: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Train STUDENT on a teacher's logits and the labels; keep its best epoch.
 
@@ -138,22 +174,28 @@ def distill(
     """
     with _session(given) as (options, progress):
         from compress.distill import DistillConfig, distill
+        from compress.trackers import tracking
         from compress.training_state import partial_folder
         from core.data_reference import load_data
         from core.model_reference import load_model
+        from core.typed_config import with_settings
         from core.whole_output import refuse_overwrite
         from stages import save_trained, start_model
 
         refuse_overwrite(output, force=force)
+        config = with_settings(DistillConfig, options)
         loaded = load_data(data)
-        result = distill(
-            start_model(student, init_from, loaded, options["seed"]),
-            load_model(teacher, loaded),
-            loaded,
-            DistillConfig(**options),
-            workspace=partial_folder(output),
-            progress=progress,
-        )
+        with tracking(track, output, options) as on_epoch:
+            result = distill(
+                start_model(student, init_from, loaded, config.seed),
+                [load_model(teacher, loaded) for teacher in teachers],
+                loaded,
+                config,
+                workspace=partial_folder(output),
+                teacher_cache=teacher_cache,
+                progress=progress,
+                on_epoch=on_epoch,
+            )
         save_trained(result.model, result.report, output)
     _render(result.report, given)
 
@@ -481,18 +523,31 @@ def inspect(model: str, data: str | None, input_shape: tuple[int, ...] | None, *
     _render(report, given)
 
 
+def _refuse_several_processes() -> None:
+    command = click.get_current_context().info_name
+    if num_processes() > 1 and command not in SHARED_BY_PROCESSES:
+        raise ToolError(
+            f"{command} works in one process, and {num_processes()} were started; only "
+            f"{' and '.join(SHARED_BY_PROCESSES)} share their work"
+        )
+
+
 @contextmanager
 def _session(given: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
     """Yield the options that are the stage's and a progress function, shown while the block runs."""
     from terminal import progress_shown, set_up_logging
 
-    set_up_logging(verbose=given["verbose"], quiet=given["quiet"])
+    _refuse_several_processes()
+    quiet = given["quiet"] or not is_main_process()
+    set_up_logging(verbose=given["verbose"], quiet=quiet)
     options = {name: value for name, value in given.items() if name not in ("as_json", "verbose", "quiet")}
-    with progress_shown(quiet=given["quiet"]) as progress:
+    with progress_shown(quiet=quiet) as progress:
         yield options, progress
 
 
 def _render(report: Any, given: dict[str, Any]) -> None:
+    if not is_main_process():
+        return
     if given["as_json"]:
         click.echo(report.model_dump_json(indent=2))
         return

@@ -20,6 +20,16 @@ def _together(*decorators: Function) -> Callable[[Function], Function]:
     return decorate
 
 
+def comma_list(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
+    """Return the callback of an option that takes several values, separated by commas."""
+
+    def parse(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Any, ...]:
+        parts = value.split(",") if value or parameter.default else ()  # none only where none is the default
+        return tuple(kind.convert(part.strip(), parameter, context) for part in parts)
+
+    return parse
+
+
 common_options = _together(
     click.option("--json", "as_json", is_flag=True, help="Print only the report, as JSON, on stdout."),
     click.option("-v", "--verbose", is_flag=True, help="Say more, with the libraries' warnings."),
@@ -57,10 +67,10 @@ train_options = _together(
     ),
     click.option(
         "--optimizer",
-        type=click.Choice(["sgd", "adamw"]),
+        type=click.Choice(["sgd", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "lbfgs", "cg"]),
         default="sgd",
         show_default=True,
-        help="sgd has Nesterov momentum 0.9.",
+        help="sgd has Nesterov momentum 0.9; lbfgs and cg see all samples at once.",
     ),
     click.option(
         "--lr",
@@ -89,7 +99,38 @@ train_options = _together(
         type=click.Choice(["auto", "float32", "bfloat16"]),
         default="auto",
         show_default=True,
-        help="auto takes bfloat16 where the processor has it.",
+        help="auto takes what a short trial measures to be faster.",
+    ),
+    click.option(
+        "--compile/--no-compile",
+        default=None,
+        help="Run the student through torch.compile; by default a long run tries whether that is faster.",
+    ),
+    click.option(
+        "--activation",
+        type=click.Choice(["relu", "relu6", "leaky-relu", "hardswish", "silu", "gelu"]),
+        help="Put this activation in place of the model's before training.",
+    ),
+    click.option(
+        "--skip-bad",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Unreadable samples that may be left out.",
+    ),
+    click.option(
+        "--track",
+        default="",
+        metavar="NAMES",
+        callback=comma_list(click.Choice(["tensorboard", "mlflow"])),
+        help="Send metrics to some of tensorboard,mlflow.",
+    ),
+    click.option(
+        "--set",
+        "settings",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Any other setting of a recipe's stage, as docs/training.md lists them; repeatable.",
     ),
 )
 
@@ -101,16 +142,6 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str | No
         return tuple(int(size) for size in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
-
-
-def comma_list(kind: click.ParamType[Any]) -> Callable[[click.Context, click.Parameter, str], tuple[Any, ...]]:
-    """Return the callback of an option that takes several values, separated by commas."""
-
-    def parse(context: click.Context, parameter: click.Parameter, value: str) -> tuple[Any, ...]:
-        parts = value.split(",") if value or parameter.default else ()  # none only where none is the default
-        return tuple(kind.convert(part.strip(), parameter, context) for part in parts)
-
-    return parse
 
 
 sweep_options = _together(

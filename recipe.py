@@ -14,7 +14,7 @@ from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
 from core.errors import ToolError, did_you_mean
 from core.references import missing_path
-from core.typed_config import check_keys, field_names, typed_config
+from core.typed_config import check_keys, field_names, toml_value, typed_config
 from export.to_onnx import ExportConfig
 from export.verify import VerifyConfig
 
@@ -29,11 +29,13 @@ CONFIGS: dict[str, type] = {
 }
 REFERENCES = {
     "finetune": ("model", "init_from", "weights"),
-    "distill": ("model", "teacher", "init_from", "weights"),
+    "distill": ("model", "teacher", "init_from", "weights", "teacher_cache"),
     "verify": ("model", "reference"),
     "bench": ("models",),
 }
-OPTIONAL = ("init_from", "weights")
+OPTIONAL = ("init_from", "weights", "teacher_cache")
+LISTED = ("models",)
+LISTED_OR_ONE = ("teacher",)
 SHARED = ("seed", "provider", "threads")
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -46,8 +48,8 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: What it reads, by role: ``model``, ``models``, ``teacher``, ``reference``, ``init_from``,
-            ``weights``.
+        references: What it reads, by role: ``model``, ``models``, ``teacher`` (one or a list), ``reference``,
+            ``init_from``, ``weights``, and ``teacher_cache``, a folder.
     """
 
     name: str
@@ -172,12 +174,17 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
         if role not in OPTIONAL and role not in references:
             raise ToolError(f'{path}: stage {name!r} needs {role} = "..."')
     for role, named in references.items():
-        listed = named if role == "models" and isinstance(named, list) and named else [named]
-        if (role == "models") != isinstance(named, list) or not all(isinstance(one, str) for one in listed):
-            wanted = "a list of names" if role == "models" else "a name"
+        takes_list, takes_one = role in (*LISTED, *LISTED_OR_ONE), role not in LISTED
+        is_list = isinstance(named, list)
+        listed = named if is_list and named else [named]
+        if not (takes_list if is_list else takes_one) or not all(isinstance(one, str) for one in listed):
+            wanted = "a name" if not takes_list else "a name or a list of names" if takes_one else "a list of names"
             raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
     known = [stage.name for stage in earlier]
-    return Stage(name, kind, config, {role: _reference(named, known, path) for role, named in references.items()})
+    found = {
+        role: named if role == "teacher_cache" else _reference(named, known, path) for role, named in references.items()
+    }
+    return Stage(name, kind, config, found)
 
 
 def _reference(named: Any, known: list[str], path: Path) -> Any:
@@ -205,10 +212,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     target, equals, text = override.partition("=")
     if not equals:
         raise ToolError(f"--set {override}: write key=value or stage.key=value")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = toml_value(text)
     table_name, dot, key = target.rpartition(".")
     if not dot:
         raw[key] = value

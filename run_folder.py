@@ -18,6 +18,7 @@ from core.torch_model import TorchModel
 from recipe import Recipe, Stage
 
 Model = TorchModel | OnnxModel
+WHAT_IS_READ = ("model", "models", "teacher", "reference", "init_from", "weights")  # a cache changes no result
 
 
 class Done(BaseModel, frozen=True):
@@ -106,7 +107,7 @@ class RunFolder:
             [
                 stage.kind,
                 dataclasses.asdict(stage.config),
-                {role: self.digest(role, named) for role, named in stage.references.items()},
+                {role: self.digest(role, named) for role, named in stage.references.items() if role in WHAT_IS_READ},
                 self.data.fingerprint,
                 package_versions(),
                 self.measured_where(stage),

@@ -12,8 +12,9 @@ from pathlib import Path
 from bench.compare import bench
 from bench.latency import measure_speedup
 from compress.distill import distill
-from compress.finetune import finetune
+from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
+from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import MeasureSpeedup, PruneConfig, prune
 from compress.quantize import QuantizeConfig, quantize
 from compress.training import TrainReport, finish, metrics_lines
@@ -24,9 +25,12 @@ from core.history import step
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
+from core.processes import is_main_process
+from core.progress import Progress
 from core.references import file_sha256
 from core.result import Report
 from core.torch_model import TorchModel
+from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 from recipe import Stage
@@ -37,7 +41,7 @@ class WeightsReport(Report, frozen=True):
     """A model whose given weights were taken instead of training it."""
 
     weights_sha256: str
-    validation_accuracy: float
+    validation_accuracy: float | None
 
 
 def torch_speedup(provider: str, threads: int) -> MeasureSpeedup:
@@ -71,12 +75,27 @@ def start_model(reference: str, donor: str | None, data: Data, seed: int) -> Tor
 
 
 def save_trained(model: TorchModel, report: Report, output: Path) -> None:
-    """Write a checkpoint with its report, and with its metrics where it was trained; drop the resumable state."""
+    """Write a checkpoint with its report, and with its metrics where it was trained; drop the resumable state.
+
+    Where several processes trained it, the main one writes.
+    """
+    if not is_main_process():
+        return
     extra = {"report.json": report.model_dump_json(indent=2) + "\n"}
     if isinstance(report, TrainReport):
         extra["metrics.jsonl"] = metrics_lines(report.metrics)
     save_checkpoint(model, output, extra_files=extra)
     finish(partial_folder(output))
+
+
+def find_learning_rate(
+    model: TorchModel, data: Data, config: FinetuneConfig, output: Path, progress: Progress
+) -> LrRangeReport:
+    """Run the learning-rate range test and write its plot."""
+    report = lr_range_test(model, data, config, progress=progress)
+    with whole_file(output) as part:
+        part.write_text(lr_range_plot(report))
+    return report
 
 
 def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
@@ -92,8 +111,16 @@ def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
     if stage.kind == "finetune":
         result = finetune(start, current.data, stage.config, workspace=workspace, progress=current.progress)
     else:
-        teacher = current.model(stage.references["teacher"])
-        result = distill(start, teacher, current.data, stage.config, workspace=workspace, progress=current.progress)
+        named, cache = stage.references["teacher"], stage.references.get("teacher_cache")
+        result = distill(
+            start,
+            [current.model(teacher) for teacher in (named if isinstance(named, list) else [named])],
+            current.data,
+            stage.config,
+            workspace=workspace,
+            teacher_cache=Path(cache) if cache else None,
+            progress=current.progress,
+        )
     save_trained(result.model, result.report, output)
     return result.model, result.report
 
@@ -107,9 +134,13 @@ def _take_weights(current: RunFolder, stage: Stage) -> tuple[TorchModel, Weights
     report = WeightsReport(
         stage="weights",
         weights_sha256=sha256,
-        validation_accuracy=accuracy(*predict(model, current.data, "validation")),
+        validation_accuracy=_accuracy_if_labelled(model, current.data),
     )
     return dataclasses.replace(model, history=(done,)), report
+
+
+def _accuracy_if_labelled(model: TorchModel, data: Data) -> float | None:
+    return accuracy(*predict(model, data, "validation")) if data.split("validation").is_labelled else None
 
 
 def _run_prune(current: RunFolder, stage: Stage) -> tuple[Model, Report]:

@@ -287,17 +287,17 @@ def _crafted(source: TorchModel, split: Split, batch_size: int, epsilon: float, 
     """Yield the split's images in order, batch by batch, as `fgsm` moves them."""
     module = copy.deepcopy(source.module).eval().requires_grad_(False)
     done = 0
-    for images, targets in raised(loader(split, source.preprocessing, batch_size)):
+    for batch in raised(loader(split, source.preprocessing, batch_size)):
         progress("fgsm", done, len(split), "images")
         try:
-            adversarial = fgsm(module, images, targets, source.preprocessing, epsilon)
+            adversarial = fgsm(module, batch.samples, batch.targets, source.preprocessing, epsilon)
         except RuntimeError as error:
             raise ToolError(
                 f"{source.name} gives no gradient by its input, which the attack follows: {error}; "
                 "craft the images on another torch model"
             ) from error
         yield adversarial
-        done += len(images)
+        done += len(batch.samples)
     progress("fgsm", done, len(split), "images")
 
 

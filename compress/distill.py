@@ -1,24 +1,29 @@
-"""Train a student on a teacher's logits and the labels."""
+"""Train a student on what teachers say, and on the labels."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
-from torch import Tensor
-from torch.nn import functional
+import torch
+from torch import Tensor, nn
 
+from compress.hints import Features, Hint, Tapped, hints_loss, make_adapters, parse_hint
 from compress.logit_losses import dist_loss, dkd_loss, kd_loss, ls_loss
-from compress.training import TrainConfig, TrainReport, train
-from core.data import Data
-from core.errors import require
+from compress.task_losses import task_loss
+from compress.teacher_cache import TeacherCache
+from compress.teachers import Ask, Teacher, asking, asking_once
+from compress.train_config import TrainConfig
+from compress.training import OnEpoch, TrainReport, train
+from compress.training_step import IMAGE_AUGMENTATIONS, BatchLoss, TrainBatch, Wrap, as_it_is, check_augmentable
+from core.data import Data, Split
+from core.errors import ToolError, require
 from core.history import digest_of, step
 from core.onnx_model import OnnxModel
-from core.predict import Logits, accuracy, check_reads, check_same_task, logits_of, predict, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.predict import accuracy, check_reads, check_same_task, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
-from core.torch_model import TorchModel, torch_digest
+from core.torch_model import TorchModel, example_inputs, torch_digest, with_activation
 
 Method = Literal["kd", "ls", "dkd", "dist"]
 
@@ -28,10 +33,14 @@ class DistillConfig(TrainConfig):
     """How to distil.
 
     Attributes:
-        method: What the teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
+        method: What a teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
             ``ls`` (that of standardized logits), ``dkd`` (target and other classes apart) or ``dist`` (correlations).
         temperature: T, which softens both distributions; above 0.
-        kd_ratio: Share of the teacher's loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method.
+        kd_ratio: Share of the teachers' loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method. With 1, no
+            labels are needed.
+        hints: Pairs of layers whose features are compared too, as in `compress.hints`; the first teacher gives them.
+        teacher_weights: Relative weights of several teachers' losses; empty weighs them alike.
+        teacher_cache_gb: What the folder of a teacher cache may grow to, in 10^9 bytes.
         provider: Where a teacher given as an .onnx file runs.
         threads: Threads of such a teacher; 0 takes the cores this process may use.
     """
@@ -39,6 +48,9 @@ class DistillConfig(TrainConfig):
     method: Method = "kd"
     temperature: float = 4.0
     kd_ratio: float = 0.9
+    hints: tuple[str, ...] = ()
+    teacher_weights: tuple[float, ...] = ()
+    teacher_cache_gb: float = 4.0
     provider: str = "cpu"
     threads: int = 0
 
@@ -46,90 +58,221 @@ class DistillConfig(TrainConfig):
         super(DistillConfig, self).__post_init__()
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
         require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
+        require(self.teacher_cache_gb > 0, f"teacher_cache_gb is {self.teacher_cache_gb}; it must be above 0")
+        require(
+            all(weight > 0 for weight in self.teacher_weights),
+            f"teacher_weights are {self.teacher_weights}; each must be above 0",
+        )
+        require(
+            self.method != "dkd" or not (self.mixup or self.cutmix),
+            "method dkd needs one class a sample; mixup and cutmix give two",
+        )
+        for hint in self.hints:
+            parse_hint(hint)
 
 
 def distillation_loss(
     student: Tensor,
-    teacher: Tensor,
+    teachers: Sequence[Tensor],
     targets: Tensor,
-    *,
-    method: Method,
-    temperature: float,
-    kd_ratio: float,
-    label_smoothing: float = 0.0,
+    config: DistillConfig,
 ) -> Tensor:
-    """Return (1 - kd_ratio) * cross-entropy + kd_ratio * method: logits (N, K), (N, K), targets (N,) -> scalar."""
-    task = functional.cross_entropy(student, targets, label_smoothing=label_smoothing)
-    if kd_ratio == 0:
-        return task
-    return (1 - kd_ratio) * task + kd_ratio * _taught(student, teacher, targets, method, temperature)
+    """Return (1 - kd_ratio) * task + kd_ratio * method, the latter averaged over teachers by their weights.
+
+    Args:
+        student: Logits (N, K).
+        teachers: Logits (N, K) of each.
+        targets: Classes (N,), or shares (N, K) of mixed samples; not read where kd_ratio is 1, but for dkd.
+        config: Loss, label smoothing, method, temperature, ratio and weights.
+    """
+    weights = config.teacher_weights or (1.0,) * len(teachers)
+    taught = torch.zeros((), device=student.device)
+    if config.kd_ratio > 0:
+        terms = [weight * _taught(student, one, targets, config) for weight, one in zip(weights, teachers, strict=True)]
+        taught = torch.stack(terms).sum() / sum(weights)
+    if config.kd_ratio == 1:
+        return taught
+    task = task_loss(student, targets, config.loss, config.label_smoothing)
+    return (1 - config.kd_ratio) * task + config.kd_ratio * taught
 
 
 def distill(
     student: TorchModel,
-    teacher: TorchModel | OnnxModel,
+    teachers: Teacher | Sequence[Teacher],
     data: Data,
     config: DistillConfig,
     *,
     workspace: Path | None = None,
+    teacher_cache: Path | None = None,
     progress: Progress = no_progress,
+    on_epoch: OnEpoch | None = None,
 ) -> Result[TorchModel, TrainReport]:
-    """Train a student on the teacher's logits and the labels; keep its best epoch by validation accuracy.
+    """Train a student on its teachers' logits and the labels; keep its best epoch by validation accuracy.
 
-    The teacher sees the same augmented samples as the student, each normalised as that model wants it.
+    Teachers see the same augmented samples as the student, each normalised as that model wants it. Where the data has
+    no labels, the best epoch is the one whose student agrees most with the first teacher.
 
     Args:
         student: What to train; left untouched.
-        teacher: A torch model or an ONNX file.
+        teachers: One or several: torch models or ONNX files.
         data: Train and validation splits are read.
         config: How.
         workspace: Folder for the resumable state; None keeps none.
+        teacher_cache: Folder that teachers' logits are kept in and taken from; None runs them at every step.
         progress: Told of every step.
+        on_epoch: Told of every epoch.
 
     Raises:
-        ToolError: Teacher and student differ in classes or input, the loss is not finite, or a sample cannot be read.
+        ToolError: Teacher and student differ in classes or input, a hint's module does not exist or cannot be compared,
+            the cache was made for something else, the data lacks labels that the loss needs, or training fails as
+            `compress.training.train` says.
     """
-    check_same_task(student, teacher)
-    check_reads(teacher, data)
+    teachers = (teachers,) if isinstance(teachers, (TorchModel, OnnxModel)) else tuple(teachers)
+    _check(student, teachers, data, config)
     parent = torch_digest(student)
-    taught_by = teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)
-    teach = _teacher(teacher, preprocessing_of(teacher, data), config)
-
-    def loss(logits: Tensor, samples: Tensor, targets: Tensor) -> Tensor:
-        return distillation_loss(
-            logits,
-            teach(samples),
-            targets,
-            method=config.method,
-            temperature=config.temperature,
-            kd_ratio=config.kd_ratio,
-            label_smoothing=config.label_smoothing,
-        )
-
+    if config.activation is not None:
+        student = with_activation(student, config.activation)
+    taught_by = tuple(_digest(teacher) for teacher in teachers)
+    hints = [parse_hint(hint) for hint in config.hints]
+    ask = asking(
+        teachers,
+        data,
+        provider=config.provider,
+        threads=config.threads,
+        feature_paths=[hint.teacher_path for hint in hints],
+    )
+    if teacher_cache is not None:
+        ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), len(teachers))
+    said = [predict(one, data, "validation", provider=config.provider, threads=config.threads) for one in teachers]
+    judging = data
+    if not data.split("validation").is_labelled:
+        judging = replace(data, validation=_labelled_by(data.split("validation"), torch.from_numpy(said[0][0])))
     key = digest_of(["distill", asdict(config), parent, taught_by, data.fingerprint])
     module, report = train(
-        student, data, config, loss, stage="distill", key=key, workspace=workspace, progress=progress
+        student,
+        judging,
+        config,
+        _loss(ask, hints, config),
+        stage="distill",
+        key=key,
+        workspace=workspace,
+        progress=progress,
+        on_epoch=on_epoch,
+        wrap=_hinted(student, teachers[0], hints),
     )
-    done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=(taught_by,))
-    logits, targets = predict(teacher, data, "validation", provider=config.provider, threads=config.threads)
-    report = report.model_copy(update={"teacher_accuracy": accuracy(logits, targets)})
+    done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=taught_by)
+    targets = judging.split("validation").labels().numpy()
+    report = report.model_copy(update={"teacher_accuracies": tuple(accuracy(logits, targets) for logits, _ in said)})
     return Result(replace(student, module=module, history=(*student.history, done)), report)
 
 
-def _taught(student: Tensor, teacher: Tensor, targets: Tensor, method: Method, temperature: float) -> Tensor:
-    match method:
+class _HintedStudent(nn.Module):
+    """A student whose features, adapted, are put out beside its logits."""
+
+    def __init__(self, student: Tapped, adapters: nn.ModuleList) -> None:
+        super().__init__()
+        self.student = student
+        self.adapters = adapters
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Features]:
+        logits, features = self.student(inputs)
+        return logits, tuple(adapt(one) for adapt, one in zip(self.adapters, features, strict=True))
+
+
+def _hinted(student: TorchModel, teacher: Teacher, hints: Sequence[Hint]) -> Wrap:
+    """Return what makes a student put out its features, with adapters as the hints need them."""
+    if not hints or not isinstance(teacher, TorchModel):
+        return as_it_is
+    paths = [hint.student_path for hint in hints]
+    with torch.no_grad():
+        _, ours = Tapped(frozen_copy(student, "cpu"), paths, "student")(*example_inputs(student, 2))
+        _, theirs = Tapped(frozen_copy(teacher, "cpu"), [hint.teacher_path for hint in hints], "teacher")(
+            *example_inputs(teacher, 2)
+        )
+
+    def wrap(module: nn.Module) -> nn.Module:
+        return _HintedStudent(Tapped(module, paths, "student"), make_adapters(hints, ours, theirs))
+
+    return wrap
+
+
+def _loss(ask: Ask, hints: Sequence[Hint], config: DistillConfig) -> BatchLoss:
+    def of_logits(logits: Tensor, batch: TrainBatch) -> Tensor:
+        answer = ask(batch)
+        return distillation_loss(logits, answer.logits, batch.targets, config)
+
+    def of_features(outputs: tuple[Tensor, Features], batch: TrainBatch) -> Tensor:
+        answer = ask(batch)
+        logits, features = outputs
+        return distillation_loss(logits, answer.logits, batch.targets, config) + hints_loss(
+            hints, features, answer.features
+        )
+
+    return of_features if hints else of_logits
+
+
+def _taught(student: Tensor, teacher: Tensor, targets: Tensor, config: DistillConfig) -> Tensor:
+    match config.method:
         case "kd":
-            return kd_loss(student, teacher, temperature)
+            return kd_loss(student, teacher, config.temperature)
         case "ls":
-            return ls_loss(student, teacher, temperature)
+            return ls_loss(student, teacher, config.temperature)
         case "dkd":
-            return dkd_loss(student, teacher, targets, temperature)
+            return dkd_loss(student, teacher, targets, config.temperature)
         case "dist":
-            return dist_loss(student, teacher, temperature)
+            return dist_loss(student, teacher, config.temperature)
 
 
-def _teacher(teacher: TorchModel | OnnxModel, preprocessing: Preprocessing, config: DistillConfig) -> Logits:
-    """Return the function from raw samples (N, C, H, W) to the teacher's logits (N, K)."""
-    device = str(Accelerator().device)
-    run = logits_of(teacher, device=device, provider=config.provider, threads=config.threads)
-    return lambda samples: run(normalise(samples, preprocessing))
+def _check(student: TorchModel, teachers: Sequence[Teacher], data: Data, config: DistillConfig) -> None:
+    check_augmentable(student, config)
+    for teacher in teachers:
+        check_same_task(student, teacher)
+        check_reads(teacher, data)
+    weights = config.teacher_weights
+    require(
+        not weights or len(weights) == len(teachers),
+        f"there are {len(teachers)} teachers and {len(weights)} teacher_weights; give one each",
+    )
+    needs_labels = config.kd_ratio < 1 or config.method == "dkd"
+    if needs_labels and not data.split("train").is_labelled:
+        why = f"kd_ratio is {config.kd_ratio}" if config.kd_ratio < 1 else "method dkd reads them"
+        raise ToolError(f"{data.reference} has no labels to train on, and {why}; set kd_ratio to 1 with kd, ls or dist")
+
+
+def _open_cache(
+    folder: Path, student: TorchModel, taught_by: Sequence[str], data: Data, config: DistillConfig
+) -> TeacherCache:
+    if config.hints:
+        raise ToolError("a teacher cache holds logits only, and hints compare features at every step; drop one of them")
+    if config.mixup or config.cutmix:
+        raise ToolError(
+            "a teacher cache holds what a teacher says of single samples, mixup and cutmix make new ones at every "
+            "step; drop them or the cache"
+        )
+    split = data.split("train")
+    description = {
+        "data": data.fingerprint,
+        "teacher": list(taught_by),
+        "provider": config.provider,
+        "image size": student.preprocessing.image_size,
+        "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
+        "seed": config.seed,
+    }
+    return TeacherCache(
+        folder,
+        description,
+        num_samples=len(split),
+        num_outputs=len(student.labels) * len(taught_by),
+        limit_bytes=round(config.teacher_cache_gb * 1e9),
+    )
+
+
+def _labelled_by(split: Split, logits: Tensor) -> Split:
+    """Return a split whose targets are the classes that logits (N, K) are highest for."""
+    targets = split.targets.clone()
+    targets[split.indices] = logits.argmax(1)
+    return replace(split, targets=targets)
+
+
+def _digest(teacher: Teacher) -> str:
+    return teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)

@@ -4,14 +4,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn import functional
 
-from compress.training import TrainConfig, TrainReport, train
+from compress.task_losses import task_loss
+from compress.train_config import TrainConfig
+from compress.training import OnEpoch, TrainReport, train
+from compress.training_step import TrainBatch
 from core.data import Data
+from core.errors import ToolError
 from core.history import digest_of, step
 from core.progress import Progress, no_progress
 from core.result import Result
-from core.torch_model import TorchModel, torch_digest
+from core.torch_model import TorchModel, torch_digest, with_activation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,8 +29,9 @@ def finetune(
     *,
     workspace: Path | None = None,
     progress: Progress = no_progress,
+    on_epoch: OnEpoch | None = None,
 ) -> Result[TorchModel, TrainReport]:
-    """Train a model with cross-entropy and keep its best epoch by validation accuracy.
+    """Train a model on the labels and keep its best epoch by validation accuracy.
 
     Args:
         model: What to train; left untouched.
@@ -35,17 +39,31 @@ def finetune(
         config: How.
         workspace: Folder for the resumable state; None keeps none.
         progress: Told of every step.
+        on_epoch: Told of every epoch.
 
     Raises:
-        ToolError: The loss is not finite, or a sample cannot be read.
+        ToolError: The data has no labels, or training fails as `compress.training.train` says.
     """
+    if not data.split("train").is_labelled:
+        raise ToolError(f"{data.reference} has no labels to train on; distil from a teacher with kd_ratio 1")
     parent = torch_digest(model)
+    if config.activation is not None:
+        model = with_activation(model, config.activation)
 
-    def loss(logits: Tensor, samples: Tensor, targets: Tensor) -> Tensor:
-        del samples
-        return functional.cross_entropy(logits, targets, label_smoothing=config.label_smoothing)
+    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
+        return task_loss(logits, batch.targets, config.loss, config.label_smoothing)
 
     key = digest_of(["finetune", asdict(config), parent, data.fingerprint])
-    module, report = train(model, data, config, loss, stage="finetune", key=key, workspace=workspace, progress=progress)
+    module, report = train(
+        model,
+        data,
+        config,
+        loss,
+        stage="finetune",
+        key=key,
+        workspace=workspace,
+        progress=progress,
+        on_epoch=on_epoch,
+    )
     done = step("finetune", asdict(config), parent=parent, data=data.fingerprint)
     return Result(replace(model, module=module, history=(*model.history, done)), report)

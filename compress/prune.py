@@ -17,8 +17,9 @@ from torch.nn import functional
 from compress.batch_norm import re_estimate_batch_norm
 from core.data import Data, batches
 from core.describe import num_macs
-from core.errors import GateMissedError, ToolError, did_you_mean, require
+from core.errors import GateMissedError, ToolError, require
 from core.history import step
+from core.module_paths import module_at
 from core.predict import accuracy, check_reads, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import PruningPlan, architecture, difference
@@ -129,10 +130,13 @@ def prune(
         GateMissedError: The MACs target cannot be reached within `max_pruning_ratio`.
     """
     original = copy.deepcopy(model.module)
-    _check_paths(original, config.ignore)
+    for path in config.ignore:
+        module_at(original, path, "ignore")
     ignored = [*_classifiers(model, config.ignore), *config.ignore]
     if data is not None:
         check_reads(model, data)
+        if not data.split("train").is_labelled:
+            raise ToolError(f"{data.reference} has no labels, from which accuracies and gradients come; drop --data")
     if config.importance == "taylor":
         _accumulate_gradients(original, model, data)
     if config.pruning_ratio is not None:
@@ -282,13 +286,6 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
             f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
         )
     return last
-
-
-def _check_paths(module: nn.Module, paths: Iterable[str]) -> None:
-    known = [path for path, _ in module.named_modules() if path]
-    for path in paths:
-        if path not in known:
-            raise ToolError(f"there is no module {path!r} to ignore.{did_you_mean(path, known)}")
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None) -> None:

@@ -5,23 +5,34 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 
-from compress.augment import augment
+from compress.accelerator import start_accelerator
+from compress.full_batch import minimise
+from compress.learning_rate import schedule_of
+from compress.speed_trial import Speed, Tried, choose_speed
+from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from compress.training_state import TrainingState, discard_state, load_state, save_state
-from core.data import Data, Split, loader, raised
-from core.errors import ToolError, require
-from core.machine import has_bfloat16
+from compress.training_step import (
+    BatchLoss,
+    Loop,
+    TrainBatch,
+    Wrap,
+    accuracy_on,
+    as_it_is,
+    epoch_batches,
+    prepare_loop,
+    train_mode,
+    train_step,
+)
+from core.data import Data, Split
+from core.errors import ToolError
 from core.predict import check_reads
-from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress
 from core.result import Report
 from core.torch_model import TorchModel
@@ -31,66 +42,28 @@ logger = logging.getLogger(__name__)
 
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
 
-BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Student logits (N, K), augmented samples before normalisation (N, C, H, W), targets (N,) -> scalar loss."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
-    """How to train.
-
-    Attributes:
-        epochs: Passes over the training split.
-        batch_size: Samples an optimizer step.
-        optimizer: ``sgd`` (with Nesterov momentum) or ``adamw``.
-        lr: Highest learning rate, reached after the warm-up; a cosine takes it to 0 at the end.
-        momentum: Momentum of sgd; adamw ignores it.
-        weight_decay: Decay of weight matrices and kernels; biases and normalisation are spared.
-        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-        crop_padding: Pixels a side of zero padding before a random crop; 0 for none.
-        flip: Mirror half of the images left to right.
-        precision: ``auto`` takes bfloat16 where the processor multiplies it in hardware, else float32.
-        compile: Run the student through torch.compile, which takes a minute to start and needs a C++ compiler.
-        seed: Seeds the order of samples, the augmentation and dropout.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    label_smoothing: float = 0.0
-    crop_padding: int = 0
-    flip: bool = False
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.epochs >= 1, f"epochs is {self.epochs}; it must be at least 1")
-        require(self.batch_size >= 2, f"batch_size is {self.batch_size}; it must be at least 2")
-        require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
-        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; it must not be negative")
-        require(self.warmup_epochs >= 0, f"warmup_epochs is {self.warmup_epochs}; it must not be negative")
-        require(0 <= self.label_smoothing < 1, f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
-        require(self.crop_padding >= 0, f"crop_padding is {self.crop_padding}; it must not be negative")
+OnEpoch = Callable[[dict[str, Any]], None]
+"""Told an epoch's metrics, as they stand in ``metrics.jsonl``."""
 
 
 class TrainReport(Report, frozen=True):
     """What a training run did.
 
     Attributes:
-        epochs: Epochs trained.
+        epochs: Epochs trained: fewer than asked for where it stopped early.
         best_epoch: The epoch that was kept, counted from 1.
-        validation_accuracy: Its accuracy on the validation split, in percent.
+        validation_accuracy: Its accuracy on the validation split, in percent; where that has no labels, the share of
+            samples on which student and teacher agree.
         initial_accuracy: The accuracy before training, in percent.
-        teacher_accuracy: The teacher's on the same split, in percent; None without a teacher.
+        teacher_accuracies: Each teacher's on the same split, in percent.
         device: Where it ran.
+        num_processes: How many processes shared each batch.
         precision: ``float32`` or ``bfloat16``.
+        channels_last: Whether images lay in memory channels last.
+        compile: Whether torch.compile ran the student.
+        speed_trial: What was timed to choose these three; empty where nothing was left to choose.
         samples_per_second: Training throughput, validation excluded.
+        skipped_samples: How many samples could not be read and were left out.
         metrics: One entry per epoch, as in ``metrics.jsonl``.
     """
 
@@ -98,10 +71,15 @@ class TrainReport(Report, frozen=True):
     best_epoch: int
     validation_accuracy: float
     initial_accuracy: float
-    teacher_accuracy: float | None = None
+    teacher_accuracies: tuple[float, ...] = ()
     device: str
+    num_processes: int
     precision: str
+    channels_last: bool
+    compile: bool
+    speed_trial: tuple[Tried, ...]
     samples_per_second: float
+    skipped_samples: int
     metrics: tuple[dict[str, Any], ...]
 
 
@@ -115,6 +93,8 @@ def train(
     key: str,
     workspace: Path | None,
     progress: Progress,
+    on_epoch: OnEpoch | None = None,
+    wrap: Wrap = as_it_is,
 ) -> tuple[nn.Module, TrainReport]:
     """Train a copy of the student and return it as it was after its best epoch by validation accuracy.
 
@@ -127,147 +107,63 @@ def train(
         key: Digest of everything that determines this run; a state on disk with another key is ignored.
         workspace: Folder for the state and ``metrics.jsonl`` while the run is unfinished; None keeps neither.
         progress: Told of every step.
+        on_epoch: Told of every epoch.
+        wrap: Makes the module that is trained, whose outputs the loss is given.
 
     Raises:
-        ToolError: The student cannot read the data, the loss is not finite, or what is to be cropped or flipped is no
-            image.
+        ToolError: The student cannot read the data, the loss is not finite, what is to be augmented is no image, a
+            layer that the config names is not there, or more samples than it allows cannot be read.
     """
     check_reads(student, data)
-    loop = _prepare(student, data.split("train"), config, loss)
-    validation = data.split("validation")
-    initial_accuracy = _accuracy(loop, validation)
-    generator, optimizer = loop.generator, loop.optimizer
-    state = load_state(workspace, key, loop.module, optimizer, generator) if workspace else TrainingState()
+    split, validation = data.split("train"), data.split("validation")
+    speed, tried = _speed(student, split, config, key, workspace)
+    loop = prepare_loop(student, split, config, speed, loss, wrap)
+    initial_accuracy = accuracy_on(loop, validation)
+    state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator) if workspace else TrainingState()
     if state.next_epoch:
         logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
-    for epoch in range(state.next_epoch, config.epochs):
-        started = time.perf_counter()
-        mean_loss = _run_epoch(loop, epoch, stage, progress)
-        seconds = time.perf_counter() - started
-        accuracy = _accuracy(loop, validation)
-        entry = {
-            "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": mean_loss,
-            "validation_accuracy": accuracy,
-            "samples_per_second": min(len(loop.batches) * config.batch_size, len(data.split("train"))) / seconds,
-        }
-        _note_epoch(state, loop.module, accuracy, entry)
-        if workspace and loop.accelerator.is_main_process:
-            save_state(workspace, key, state, loop.module, optimizer, generator)
-            with whole_file(workspace / "metrics.jsonl") as part:
-                part.write_text(metrics_lines(state.metrics))
-    loop.module.load_state_dict(state.best_weights)
-    loop.module.zero_grad(set_to_none=True)
+    run = _Run(loop, state, validation, stage, key, workspace, progress, on_epoch)
+    if config.optimizer in FULL_BATCH_OPTIMIZERS:
+        _iterate_full_batch(run)
+    else:
+        _iterate_epochs(run)
+    trained = copy.deepcopy(student.module)
+    trained.load_state_dict(state.best_weights)
     rates = [entry["samples_per_second"] for entry in state.metrics]
     report = TrainReport(
         stage=stage,
-        epochs=config.epochs,
+        epochs=state.next_epoch,
         best_epoch=state.best_epoch + 1,
         validation_accuracy=state.best_accuracy,
         initial_accuracy=initial_accuracy,
         device=str(loop.accelerator.device),
-        precision="bfloat16" if loop.use_bfloat16 else "float32",
+        num_processes=loop.accelerator.num_processes,
+        **asdict(speed),
+        speed_trial=tried,
         samples_per_second=sum(rates) / len(rates),
+        skipped_samples=len(loop.skipped),
         metrics=tuple(state.metrics),
     )
-    return loop.module.to("cpu").to(memory_format=torch.contiguous_format).eval(), report
+    return trained.eval(), report
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loop:
-    """What an epoch needs; `prepared` is `module` as accelerate and torch.compile wrap it."""
+@dataclass(frozen=True, slots=True)
+class _Run:
+    loop: Loop
+    state: TrainingState
+    validation: Split
+    stage: str
+    key: str
+    workspace: Path | None
+    progress: Progress
+    on_epoch: OnEpoch | None
 
-    accelerator: Accelerator
-    module: nn.Module
-    prepared: Any
-    optimizer: Any
-    schedule: Any
-    batches: Any
-    generator: torch.Generator
-    preprocessing: Preprocessing
-    layout: torch.memory_format
-    use_bfloat16: bool
-    loss: BatchLoss
-    config: TrainConfig
-
-
-def _prepare(student: TorchModel, split: Split, config: TrainConfig, loss: BatchLoss) -> _Loop:
-    """Copy the student and set up everything that trains it."""
-    if (config.crop_padding or config.flip) and student.preprocessing.image_size is None:
-        raise ToolError(f"crop_padding and flip augment images; the samples have shape {student.inputs[0].shape}")
-    accelerator = Accelerator()
-    torch.manual_seed(config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    # compiled kernels choose their own layout and lose by channels-last; eager convolutions gain by it
-    is_eager_on_images = student.preprocessing.image_size is not None and not config.compile
-    layout = torch.channels_last if is_eager_on_images else torch.contiguous_format
-    module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=layout)
-    optimizer = create_optimizer_v2(
-        module, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
-    )
-    batches = loader(
-        split,
-        student.preprocessing,
-        config.batch_size,
-        generator=generator,
-        drop_last=len(split) > config.batch_size,  # a last batch of one sample breaks batch norm
-    )
-    prepared, optimizer, batches = accelerator.prepare(module, optimizer, batches)
-    num_steps = config.epochs * len(batches)
-    return _Loop(
-        accelerator=accelerator,
-        module=module,
-        prepared=torch.compile(prepared) if config.compile else prepared,
-        optimizer=optimizer,
-        schedule=CosineLRScheduler(
-            optimizer,
-            t_initial=num_steps,
-            warmup_t=min(round(config.warmup_epochs * len(batches)), num_steps - 1),
-            t_in_epochs=False,
-        ),
-        batches=batches,
-        generator=generator,
-        preprocessing=student.preprocessing,
-        layout=layout,
-        use_bfloat16=_use_bfloat16(config.precision, accelerator.device),
-        loss=loss,
-        config=config,
-    )
-
-
-def _run_epoch(loop: _Loop, epoch: int, stage: str, progress: Progress) -> float:
-    """Train for one epoch and return the mean loss of its batches."""
-    config, device, num_steps = loop.config, loop.accelerator.device, len(loop.batches)
-    losses: list[Tensor] = []
-    check_every = 1 if device.type == "cpu" else GPU_STEPS_UNCHECKED
-    loop.prepared.train()
-    for index, (raw, targets) in enumerate(raised(loop.batches)):
-        loop.schedule.step_update(epoch * num_steps + index)
-        samples = augment(raw, crop_padding=config.crop_padding, flip=config.flip, generator=loop.generator)
-        inputs = normalise(samples, loop.preprocessing).contiguous(memory_format=loop.layout)
-        with torch.autocast(device.type, torch.bfloat16, enabled=loop.use_bfloat16):
-            logits = loop.prepared(inputs)
-        loss = loop.loss(logits.float(), samples, targets)
-        loop.optimizer.zero_grad()
-        loop.accelerator.backward(loss)
-        loop.optimizer.step()
-        losses.append(loss.detach())
-        if (index + 1) % check_every == 0 or index + 1 == num_steps:
-            _require_finite(losses[-check_every:], index + 1, f"{num_steps} in epoch {epoch + 1}", inputs, loop)
-        progress(f"{stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
-    return float(torch.stack(losses).mean())
-
-
-def _accuracy(loop: _Loop, split: Split) -> float:
-    """Return the accuracy of the model being trained on a split, in percent."""
-    device, num_correct = loop.accelerator.device, 0
-    loop.module.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.use_bfloat16):
-        for raw, targets in raised(loader(split, loop.preprocessing, 256)):
-            inputs = normalise(raw.to(device), loop.preprocessing)
-            num_correct += int((loop.module(inputs).argmax(1).cpu() == targets).sum())
-    return 100 * num_correct / len(split)
+    def goes_on(self) -> bool:
+        """Tell whether another epoch is due."""
+        config, state = self.loop.config, self.state
+        without_better = state.next_epoch - 1 - state.best_epoch
+        stops_early = bool(config.patience) and state.next_epoch > 0 and without_better >= config.patience
+        return state.next_epoch < config.epochs and not stops_early
 
 
 def metrics_lines(metrics: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> str:
@@ -281,34 +177,121 @@ def finish(workspace: Path | None) -> None:
         discard_state(workspace)
 
 
+def _speed(
+    student: TorchModel, split: Split, config: TrainConfig, key: str, workspace: Path | None
+) -> tuple[Speed, tuple[Tried, ...]]:
+    """Choose how to run the student; a run that goes on keeps its choice, on which its results depend."""
+    accelerator = start_accelerator()
+    note = workspace / "speed.json" if workspace else None
+    noted = json.loads(note.read_text()) if note is not None and note.exists() else None
+    accelerator.wait_for_everyone()  # so that every process reads before one writes
+    if noted is not None and noted["key"] == key:
+        return Speed(**noted["speed"]), tuple(Tried(**one) for one in noted["tried"])
+    num_steps = config.epochs * max(len(split) // config.batch_size, 1) * config.accumulation_steps
+    speed, tried = choose_speed(student, config, num_steps)
+    if note is not None and accelerator.is_main_process:
+        with whole_file(note) as part:
+            chosen = {"key": key, "speed": asdict(speed), "tried": [one.model_dump() for one in tried]}
+            part.write_text(json.dumps(chosen))
+    return speed, tried
+
+
+def _iterate_epochs(run: _Run) -> None:
+    loop, config = run.loop, run.loop.config
+    schedule = schedule_of(loop.optimizer, config, len(loop.batches))
+    while run.goes_on():
+        epoch, started = run.state.next_epoch, time.perf_counter()
+        mean_loss = _run_epoch(run, epoch, schedule)
+        num_samples = min(len(loop.batches) * config.batch_size, loop.num_samples)
+        _finish_epoch(run, mean_loss, num_samples / (time.perf_counter() - started))
+
+
+def _iterate_full_batch(run: _Run) -> None:
+    if not run.goes_on():
+        return
+    config = run.loop.config
+    started = [time.perf_counter()]
+
+    def after_iteration(loss: float) -> bool:
+        rate = run.loop.num_samples / (time.perf_counter() - started[0])
+        _finish_epoch(run, loss, rate)
+        started[0] = time.perf_counter()
+        run.progress(f"{run.stage} with {config.optimizer}", run.state.next_epoch, config.epochs, "iterations")
+        return run.goes_on()
+
+    minimise(run.loop, run.state.next_epoch, after_iteration)
+    if not run.state.metrics:
+        raise ToolError(
+            f"{config.optimizer} found no step that lowers the loss; it is at a minimum already, or too rough for a "
+            "line search: take adamw"
+        )
+
+
+def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
+    """Train for one epoch and return the mean loss of its batches."""
+    loop, config, num_steps = run.loop, run.loop.config, len(run.loop.batches)
+    losses: list[Tensor] = []
+    check_every = 1 if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
+    train_mode(loop)
+    for index, batch in enumerate(epoch_batches(loop, epoch)):
+        schedule.step_update(epoch * num_steps + index)
+        losses.append(train_step(loop, batch))
+        if (index + 1) % check_every == 0 or index + 1 == num_steps:
+            _require_finite(losses[-check_every:], index + 1, f"{num_steps} in epoch {epoch + 1}", batch, loop)
+        run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
+    mean = torch.stack(losses).mean()
+    return float(loop.accelerator.reduce(mean, reduction="mean"))
+
+
+def _finish_epoch(run: _Run, mean_loss: float, samples_per_second: float) -> None:
+    """Judge the weights as they stand, note the epoch, and write the state."""
+    loop, state = run.loop, run.state
+    accuracy = accuracy_on(loop, run.validation)
+    entry = {
+        "epoch": state.next_epoch + 1,
+        "train_loss": mean_loss,
+        "validation_accuracy": accuracy,
+        "samples_per_second": samples_per_second,
+    }
+    if loop.optimizer is not None:
+        entry["lr"] = loop.optimizer.param_groups[0]["lr"]
+    _note_epoch(state, loop.judged, accuracy, entry)
+    if not loop.accelerator.is_main_process:
+        return
+    if run.workspace:
+        save_state(run.workspace, run.key, state, _modules(loop), loop.optimizer, loop.generator)
+        with whole_file(run.workspace / "metrics.jsonl") as part:
+            part.write_text(metrics_lines(state.metrics))
+    if run.on_epoch is not None:
+        run.on_epoch(entry)
+
+
+def _modules(loop: Loop) -> dict[str, nn.Module]:
+    """Return what has a state to keep."""
+    return {"trainee": loop.trainee} | ({"average": loop.average.module} if loop.average is not None else {})
+
+
 def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry: dict[str, Any]) -> None:
     """Record a finished epoch; among equals the later one is kept, trained at the lower learning rate."""
     state.metrics.append(entry)
     if accuracy >= state.best_accuracy:
         state.best_accuracy, state.best_epoch = accuracy, state.next_epoch
-        state.best_weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     state.next_epoch += 1
 
 
-def _require_finite(losses: list[Tensor], last_step: int, of_steps: str, inputs: Tensor, loop: _Loop) -> None:
+def _require_finite(losses: list[Tensor], last_step: int, of_steps: str, batch: TrainBatch, loop: Loop) -> None:
     """Raise where one of the latest losses is not finite, with its step and what its batch looked like."""
     values = torch.stack(losses)
     if values.isfinite().all():
         return
     index = int((~values.isfinite()).nonzero()[0])
     step = last_step - len(losses) + index + 1
-    batch = ""
+    seen = ""
     if step == last_step:  # else that batch is gone
-        batch = f"; its batch's inputs lie in [{float(inputs.min()):g}, {float(inputs.max()):g}]"
+        samples = batch.samples.float()
+        seen = f"; its batch's samples lie in [{float(samples.min()):g}, {float(samples.max()):g}]"
     advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
-    if loop.use_bfloat16:
+    if loop.speed.use_bfloat16:
         advice += ", or try --precision float32"
-    raise ToolError(f"the training loss became {float(values[index])} at step {step} of {of_steps}{batch}; {advice}")
-
-
-def _use_bfloat16(precision: str, device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and has_bfloat16()
+    raise ToolError(f"the training loss became {float(values[index])} at step {step} of {of_steps}{seen}; {advice}")

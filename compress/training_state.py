@@ -1,8 +1,8 @@
 """Where a training run stands after an epoch, on disk, so that the same command goes on after an interruption.
 
 Held in ``OUTPUT.partial/state-{0,1}.safetensors`` beside the output until that is complete, the last two epochs' in
-turn: student, best student, optimizer and random state, with the counters in the file's metadata. No pickle is written
-or read.
+turn: what is trained, the best student, optimizer and random state, with the counters in the file's metadata. No pickle
+is written or read.
 """
 
 import json
@@ -52,15 +52,25 @@ def save_state(
     folder: Path,
     key: str,
     state: TrainingState,
-    student: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | None,
     generator: torch.Generator,
 ) -> None:
-    """Write the state after an epoch, replacing the one before the last."""
-    tensors = _named("student", student.state_dict()) | _named("best", state.best_weights)
-    optimizer_state = optimizer.state_dict()["state"]
+    """Write the state after an epoch, replacing the one before the last.
+
+    Args:
+        folder: Where.
+        key: Digest of everything that determines the run.
+        state: Its counters.
+        modules: What has weights to go on with, by name.
+        optimizer: Whose moments go on too; None for one that keeps none between epochs.
+        generator: Draws the order of samples.
+    """
+    tensors = _named("best", state.best_weights)
+    for name, module in modules.items():
+        tensors |= _named(name, module.state_dict())
     scalars: dict[str, dict[str, Any]] = {}
-    for index, values in optimizer_state.items():
+    for index, values in (optimizer.state_dict()["state"] if optimizer is not None else {}).items():
         tensors |= _named(f"optimizer.{index}", {k: v for k, v in values.items() if isinstance(v, Tensor)})
         scalars[str(index)] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
     tensors["generator"] = generator.get_state()
@@ -84,19 +94,26 @@ def save_state(
 
 
 def load_state(
-    folder: Path, key: str, student: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    folder: Path,
+    key: str,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer | None,
+    generator: torch.Generator,
 ) -> TrainingState:
     """Restore a run's state in place and return it; a fresh state when there is none for this very run."""
     found = [state for name in STATES if (state := _read(folder / name)) and state[0]["key"] == key]
     if not found:
         return TrainingState()
     described, tensors = max(found, key=lambda state: int(state[0]["next_epoch"]))
-    student.load_state_dict(_under("student", tensors))
-    restored = optimizer.state_dict()
-    restored["state"] = {
-        int(index): _under(f"optimizer.{index}", tensors) | scalars for index, scalars in described["optimizer"].items()
-    }
-    optimizer.load_state_dict(restored)
+    for name, module in modules.items():
+        module.load_state_dict(_under(name, tensors))
+    if optimizer is not None:
+        restored = optimizer.state_dict()
+        restored["state"] = {
+            int(index): _under(f"optimizer.{index}", tensors) | scalars
+            for index, scalars in described["optimizer"].items()
+        }
+        optimizer.load_state_dict(restored)
     generator.set_state(tensors["generator"])
     torch.set_rng_state(tensors["torch_random"])
     if torch.cuda.is_available() and "cuda_random" in tensors:

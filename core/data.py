@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,28 @@ from torch.utils.data import DataLoader, Dataset
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, fit_images, normalise
 
-Batch = tuple[Tensor, Tensor] | ToolError
-
 VALIDATION_RATIO = 0.1
 SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out whatever its --seed
+UNLABELLED = -1
+
+
+class RawBatch(NamedTuple):
+    """Samples as they are stored, fitted to the model.
+
+    Attributes:
+        samples: (N, C, H, W) uint8 for images, float32 (N, ...) otherwise.
+        targets: Classes, int64 (N,); `UNLABELLED` where there is no label.
+        positions: Where each stands in the split it was read from, int64 (N,).
+        skipped: What was wrong with the samples that are missing here; empty unless the loader may skip.
+    """
+
+    samples: Tensor
+    targets: Tensor
+    positions: Tensor
+    skipped: tuple[str, ...] = ()
+
+
+Fetched = RawBatch | ToolError
 
 
 class Samples(Protocol):
@@ -60,7 +78,7 @@ class Split:
 
     Attributes:
         samples: Raw samples, of which this split may hold some.
-        targets: int64, the class index of every one of `samples`.
+        targets: int64, the class index of every one of `samples`, `UNLABELLED` where it is not known.
         indices: int64 (N,), which of them this split holds, in this order.
     """
 
@@ -78,6 +96,11 @@ class Split:
     def labels(self) -> Tensor:
         """Return the targets of this split's samples: int64 (N,)."""
         return self.targets[self.indices]
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether every sample has a label."""
+        return bool((self.labels() != UNLABELLED).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +224,8 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield model inputs and targets in order: float32 (N, ...), int64 (N,); at most `limit` samples in all."""
     chosen = split if limit is None else split.take(spread(len(split), limit))
-    for raw, targets in raised(loader(chosen, preprocessing, batch_size)):
-        yield normalise(raw, preprocessing), targets
+    for batch in raised(loader(chosen, preprocessing, batch_size)):
+        yield normalise(batch.samples, preprocessing), batch.targets
 
 
 def loader(
@@ -212,10 +235,20 @@ def loader(
     *,
     generator: torch.Generator | None = None,
     drop_last: bool = False,
-) -> "DataLoader[Batch]":
-    """Make the loader of raw, fitted batches, to be read through `raised`; shuffled when a generator is given."""
+    skip_bad: bool = False,
+) -> "DataLoader[Fetched]":
+    """Make the loader of raw, fitted batches, to be read through `raised`.
+
+    Args:
+        split: What to read.
+        preprocessing: Of the model that the samples are fitted to.
+        batch_size: Samples a batch.
+        generator: Shuffles them; None keeps their order.
+        drop_last: Leave out a last batch that is not full.
+        skip_bad: Leave out samples that cannot be read, and say so in the batch, instead of failing.
+    """
     return DataLoader(
-        _Fetched(split, preprocessing),
+        _Fetching(split, preprocessing, skip_bad),
         batch_size=batch_size,
         shuffle=generator is not None,
         generator=generator,
@@ -225,7 +258,7 @@ def loader(
     )
 
 
-def raised(fetched: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+def raised(fetched: Iterable[Fetched]) -> Iterator[RawBatch]:
     """Yield each batch, raising the error that fetching it met, if any, in this process."""
     for batch in fetched:
         if isinstance(batch, ToolError):
@@ -249,25 +282,41 @@ def array_fingerprint(arrays: Sequence[npt.NDArray[np.generic]]) -> str:
     return digest.hexdigest()
 
 
-class _Fetched(Dataset[Batch]):
+class _Fetching(Dataset[Fetched]):
     """A split as torch's DataLoader wants it; `__getitems__` fetches a whole batch at once.
 
     An expected error travels as a value: raised in a worker process, it would arrive wrapped in a traceback.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
+    def __init__(self, split: Split, preprocessing: Preprocessing, skip_bad: bool) -> None:
         self._split = split
         self._preprocessing = preprocessing
+        self._skip_bad = skip_bad
 
     def __len__(self) -> int:
         return len(self._split)
 
-    def __getitems__(self, positions: list[int]) -> Batch:
-        indices = self._split.indices[positions]
+    def __getitems__(self, positions: list[int]) -> Fetched:
         try:
-            return self._split.samples.fetch(indices.tolist(), self._preprocessing), self._split.targets[indices]
+            return self._fetch(positions)
         except ToolError as error:
-            return error
+            return self._fetch_good(positions) if self._skip_bad else error
+
+    def _fetch(self, positions: list[int], skipped: tuple[str, ...] = ()) -> RawBatch:
+        indices = self._split.indices[positions]
+        samples = self._split.samples.fetch(indices.tolist(), self._preprocessing)
+        return RawBatch(samples, self._split.targets[indices], torch.tensor(positions), skipped)
+
+    def _fetch_good(self, positions: list[int]) -> Fetched:
+        """Fetch one by one what can be fetched; an error where that is nothing."""
+        good, errors = [], []
+        for position in positions:
+            try:
+                self._fetch([position])
+                good.append(position)
+            except ToolError as error:
+                errors.append(error)
+        return self._fetch(good, tuple(str(error) for error in errors)) if good else errors[0]
 
 
 def _as_it_is(batch: Any) -> Any:

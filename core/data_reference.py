@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from core.data import (
+    UNLABELLED,
     VALIDATION_RATIO,
     ArraySamples,
     Data,
@@ -28,7 +29,16 @@ from core.data import (
 )
 from core.errors import ToolError, did_you_mean
 from core.history import digest_of
-from core.image_folder import MODE_CHANNELS, ImageFiles, class_names, files_fingerprint, list_split, survey
+from core.image_folder import (
+    MODE_CHANNELS,
+    ImageFiles,
+    class_names,
+    files_fingerprint,
+    holds_images,
+    list_split,
+    list_unlabelled,
+    survey,
+)
 from core.machine import available_cores
 from core.references import (
     Argument,
@@ -76,7 +86,7 @@ def load_data(text: str) -> Data:
 
 def _with_validation(data: Data, asked_ratio: Argument | None) -> Data:
     """Check the classes and hold validation out, unless the source brings it."""
-    if data.train is not None:
+    if data.train is not None and data.train.is_labelled:
         check_classes(data.train, data.labels, data.reference)
     if data.train is None or data.validation is not None:
         if asked_ratio is not None:
@@ -171,9 +181,11 @@ def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tupl
 def _array_split(arrays: Mapping[str, Array], split: str, labels: tuple[str, ...] | None, name: str) -> Split | None:
     if f"x_{split}" not in arrays:
         return None
-    if f"y_{split}" not in arrays:
-        raise ToolError(f"{name} holds x_{split} without y_{split}")
     samples = array_samples(arrays[f"x_{split}"], f"{name}: x_{split}")
+    if f"y_{split}" not in arrays and split == "train":
+        return whole_split(samples, torch.full((len(samples),), UNLABELLED))
+    if f"y_{split}" not in arrays:
+        raise ToolError(f"{name} holds x_{split} without y_{split}; only x_train may do without")
     return whole_split(samples, check_targets(arrays[f"y_{split}"], len(samples), labels, f"{name}: y_{split}"))
 
 
@@ -185,8 +197,11 @@ def _from_folder(root: Path, reference: Reference) -> Data:
     mode = reference.arguments.get("mode")
     if mode is not None and mode not in MODE_CHANNELS:
         raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
-    labels = class_names(folders.get("train") or next(iter(folders.values())))
-    listed = {name: list_split(folder, labels) for name, folder in folders.items()}
+    unlabelled = {"train"} if "train" in folders and holds_images(folders["train"]) else set()
+    labelled = [folder for name, folder in folders.items() if name not in unlabelled]
+    labels = class_names(labelled[0]) if labelled else ()
+    listed = {name: list_split(folder, labels) for name, folder in folders.items() if name not in unlabelled}
+    listed |= {name: list_unlabelled(folders[name]) for name in unlabelled}
     paths = [path for found, _ in listed.values() for path in found]
     shared_mode, size = survey(paths, str(mode) if mode is not None else None)
     splits = {

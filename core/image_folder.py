@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from core.data import UNLABELLED
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, fit_images
 
@@ -88,6 +89,26 @@ def list_split(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[in
         paths += images
         targets += [labels.index(name)] * len(images)
     return paths, targets
+
+
+def holds_images(folder: Path) -> bool:
+    """Tell whether images lie in a split's folder itself, not in class folders: they have no labels."""
+    return any(path.is_file() and path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def list_unlabelled(folder: Path) -> tuple[list[Path], list[int]]:
+    """List the images of a folder without class folders, in the order of their names; return paths and no classes.
+
+    Raises:
+        ToolError: It holds class folders too.
+    """
+    if classes := [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]:
+        raise ToolError(
+            f"{folder} holds images and the class folder {min(classes)!r}; images with labels belong in class folders, "
+            "those without in a folder of their own"
+        )
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    return paths, [UNLABELLED] * len(paths)
 
 
 def survey(paths: Sequence[Path], mode: str | None) -> tuple[str, tuple[int, int] | None]:

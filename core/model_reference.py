@@ -114,7 +114,8 @@ def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...]
     pretrained = bool(arguments.pop("pretrained", False))
     defaults: dict[str, Argument] = {}
     if data is not None:
-        defaults["num_classes"] = len(data.labels)
+        if data.labels:
+            defaults["num_classes"] = len(data.labels)
         if data.is_image and data.sample_shape is not None:
             defaults["in_chans"] = data.sample_shape[0]
     source = fresh_source(reference.kind, reference.name, arguments, reference.file, defaults)
@@ -132,12 +133,12 @@ def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...]
         labels=(),
     )
     num_classes = run_once(model).shape[1]
-    if data is not None and num_classes != len(data.labels):
+    if data is not None and data.labels and num_classes != len(data.labels):
         raise ToolError(
             f"{reference.text} has {num_classes} classes, {data.reference} has {len(data.labels)}; "
             f"build it with num_classes={len(data.labels)}"
         )
-    labels = data.labels if data is not None else tuple(str(index) for index in range(num_classes))
+    labels = data.labels if data is not None and data.labels else tuple(str(index) for index in range(num_classes))
     return replace(model, labels=labels)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from core.activations import replace_activations
 from core.errors import ToolError, did_you_mean
 from core.references import Argument, accepted, call_factory, file_sha256, load_factory
 from core.torch_model import Source
@@ -51,6 +52,13 @@ def build_module(source: Source, *, pretrained: bool = False) -> nn.Module:
     Raises:
         ToolError: The source does not take its arguments, or the weights cannot be fetched.
     """
+    module = _built(source, pretrained=pretrained)
+    if source.activation is not None:
+        replace_activations(module, source.activation)
+    return module
+
+
+def _built(source: Source, *, pretrained: bool) -> nn.Module:
     arguments: dict[str, Any] = dict(source.arguments)
     text = f"{source.kind}:{source.name}"
     if source.kind == "factory":

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data import Data, batches
 from core.errors import ToolError
@@ -43,7 +43,7 @@ def logits_of(
             return torch.from_numpy(run_session(session, inputs.cpu().numpy())).to(inputs.device)
 
         return run_onnx
-    module = copy.deepcopy(model.module).to(device).to(memory_format=torch.channels_last).eval()
+    module = frozen_copy(model, device)
 
     def run_torch(inputs: Tensor) -> Tensor:
         with torch.no_grad():
@@ -51,6 +51,11 @@ def logits_of(
         return logits.float()
 
     return run_torch
+
+
+def frozen_copy(model: TorchModel, device: str) -> nn.Module:
+    """Return a copy of a model's module on a device, in evaluation mode, for being run only."""
+    return copy.deepcopy(model.module).to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def predict(
@@ -86,7 +91,7 @@ def predict(
             logits.append(run(inputs).numpy())
             targets.append(classes.numpy())
     found = np.concatenate(logits)
-    if found.ndim != 2 or found.shape[1] != len(data.labels):
+    if found.ndim != 2 or (data.labels and found.shape[1] != len(data.labels)):
         raise ToolError(
             f"{model.name} returns outputs of shape {found.shape[1:]}, {data.reference} has {len(data.labels)} classes"
         )
@@ -115,7 +120,7 @@ def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
     Raises:
         ToolError: They differ in classes, in the order of classes, in kind or in shape of a sample.
     """
-    if model.labels and len(model.labels) != len(data.labels):
+    if model.labels and data.labels and len(model.labels) != len(data.labels):
         raise ToolError(
             f"{model.name} has {len(model.labels)} classes, {data.reference} has {len(data.labels)}; "
             "the classes must be the same"

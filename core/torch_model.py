@@ -1,12 +1,14 @@
 """The first carrier: a torch module with all that is needed to train, export and rebuild it."""
 
+import copy
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from core.activations import replace_activations
 from core.errors import ToolError
 from core.history import History, digest_of
 from core.preprocessing import Preprocessing
@@ -23,6 +25,7 @@ class Source(BaseModel, frozen=True):
         arguments: Keyword arguments it is built with.
         file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint.
         file_sha256: What that file was when the model was built.
+        activation: What its activation layers were replaced by, as in `core.activations`; None leaves them.
     """
 
     kind: str
@@ -30,6 +33,7 @@ class Source(BaseModel, frozen=True):
     arguments: dict[str, Argument] = {}
     file: str | None = None
     file_sha256: str | None = None
+    activation: str | None = None
 
 
 class InputSpec(BaseModel, frozen=True):
@@ -69,6 +73,17 @@ class TorchModel:
     labels: tuple[str, ...]
     plan: PruningPlan | None = None
     history: History = ()
+
+
+def with_activation(model: TorchModel, activation: str) -> TorchModel:
+    """Return a copy of a model whose activation layers are replaced, in its module and in how it is rebuilt.
+
+    Raises:
+        ToolError: It has no activation layer.
+    """
+    module = copy.deepcopy(model.module)
+    replace_activations(module, activation)
+    return replace(model, module=module, source=model.source.model_copy(update={"activation": activation}))
 
 
 def example_inputs(model: TorchModel, batch_size: int, seed: int = 0) -> tuple[Tensor, ...]:

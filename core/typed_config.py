@@ -1,6 +1,7 @@
 """From a table of a recipe to a stage's frozen config, with errors a person can act on."""
 
 import dataclasses
+import tomllib
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -30,6 +31,29 @@ def typed_config(config: type[ConfigT], values: Mapping[str, Any], where: str) -
         key = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         raise ToolError(f"{where}: {key + ': ' if key else ''}{reason}") from error
+
+
+def with_settings(config: type[ConfigT], options: Mapping[str, Any]) -> ConfigT:
+    """Make a config from a command's options, of which ``settings`` holds further values as ``key=value`` texts.
+
+    Raises:
+        ToolError: As `typed_config`, or a setting is not ``key=value``.
+    """
+    values = {name: value for name, value in options.items() if name != "settings"}
+    for text in options["settings"]:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ToolError(f"--set {text}: write key=value")
+        values[key.strip()] = toml_value(value)
+    return typed_config(config, values, "--set" if options["settings"] else "the options")
+
+
+def toml_value(text: str) -> Any:
+    """Read a value as TOML writes it; what is no TOML is taken as text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
 
 
 def check_keys(table: Mapping[str, Any], known: Collection[str], where: str) -> None:

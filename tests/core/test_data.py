@@ -190,10 +190,10 @@ def test_a_generator_shuffles_and_its_seed_repeats_it() -> None:
     orders = [
         [
             target
-            for _, targets in raised(
+            for batch in raised(
                 loader(numbered(20), Preprocessing(), 8, generator=torch.Generator().manual_seed(3), drop_last=True)
             )
-            for target in targets.tolist()
+            for target in batch.targets.tolist()
         ]
         for _ in range(2)
     ]

@@ -96,6 +96,14 @@ def test_absent_splits_are_none_and_named(npz: MakeNpz) -> None:
             data.split(split)
 
 
+def test_training_samples_may_lack_labels(npz: MakeNpz) -> None:
+    data = load_data(npz(**FLOATS | {"y_train": None}))
+    assert (len(data.split("train")), len(data.split("validation"))) == (36, 4)
+    assert not data.split("train").is_labelled
+    assert not data.split("validation").is_labelled
+    assert data.split("test").is_labelled
+
+
 def test_the_fingerprint_follows_the_contents(npz: MakeNpz) -> None:
     one = load_data(npz(**FLOATS)).fingerprint
     assert load_data(npz(**FLOATS)).fingerprint == one
@@ -106,7 +114,7 @@ def test_the_fingerprint_follows_the_contents(npz: MakeNpz) -> None:
     ("changed", "said"),
     [
         pytest.param({"x_tset": 1}, r"unknown array 'x_tset'\. Did you mean 'x_test'\?", id="unknown-array"),
-        pytest.param({"y_train": None}, "holds x_train without y_train", id="x-without-y"),
+        pytest.param({"y_test": None}, "x_test without y_test; only x_train may do without", id="x-without-y"),
         pytest.param({"x_test": np.ones((8, 6))}, r"differ in the shape of a sample: \[\(5,\), \(6,\)\]", id="shapes"),
         pytest.param({"x_train": np.full((40, 5), np.nan)}, "x_train holds NaN .* in 40 samples, .*index 0", id="nan"),
         pytest.param({"y_train": np.arange(39)}, r"y_train has shape \(39,\), but there are 40 samples", id="length"),
@@ -390,7 +398,7 @@ def test_a_factory_may_return_datasets(python_file: PythonFile, labels: str) -> 
     [
         pytest.param("3", "returned int; it must return a mapping: either x_train", id="no-mapping"),
         pytest.param("{}", "returned dict; it must return a mapping", id="nothing"),
-        pytest.param("{'x_train': [[1.0]]}", "holds x_train without y_train", id="x-without-y"),
+        pytest.param("{'x_test': [[1.0]]}", "holds x_test without y_test", id="x-without-y"),
         pytest.param("{'x_train': None, 'y_train': [0]}", "x_train", id="array-is-none"),
         pytest.param("{'trian': [([1.0], 0)]}", "'trian'.* Did you mean 'train'|unknown", id="misspelt-split"),
         pytest.param("{'train': 3}", "train", id="split-is-no-dataset"),

@@ -1,0 +1,89 @@
+"""Optimizers that see all samples at once: L-BFGS and nonlinear conjugate gradient, through SciPy."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from compress.penalties import has_penalty, penalty, weights_of
+from compress.training_step import Loop, epoch_batches, loss_of
+from core.errors import ToolError
+
+METHODS = {"lbfgs": "L-BFGS-B", "cg": "CG"}
+Vector = npt.NDArray[np.float64]
+
+
+def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float], bool]) -> None:
+    """Minimise the mean loss of all training samples, leaving the weights in the loop's module.
+
+    Batch norm uses the statistics it has, so that the loss is one function of the weights.
+
+    Args:
+        loop: What to train, and on what.
+        first_iteration: Iterations that are done already.
+        after_iteration: Told the loss after each; returns whether to go on.
+
+    Raises:
+        ToolError: Several processes train, or the loss is not finite.
+    """
+    if loop.accelerator.num_processes > 1:
+        raise ToolError(f"{loop.config.optimizer} runs in one process; take sgd or adamw to share the work")
+    parameters = [one for one in loop.trainee.parameters() if one.requires_grad]
+    latest = [float("nan")]
+
+    def value_and_slope(flat: Vector) -> tuple[float, Vector]:
+        _set(parameters, flat)
+        loop.trainee.zero_grad()
+        latest[0] = _whole_loss(loop)
+        slopes = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
+        return latest[0], _flat(slopes)
+
+    def after(flat: Vector) -> None:
+        _set(parameters, flat)
+        if not after_iteration(latest[0]):
+            raise StopIteration
+
+    found = minimize(  # type: ignore[call-overload]  # its stubs do not know a callback of this kind beside a gradient
+        value_and_slope,
+        _flat(parameters),
+        jac=True,
+        method=METHODS[loop.config.optimizer],
+        callback=after,
+        options={"maxiter": loop.config.epochs - first_iteration},
+    )
+    _set(parameters, found.x)
+
+
+def _whole_loss(loop: Loop) -> float:
+    """Return the mean loss of all samples and leave its gradient in the parameters."""
+    loop.trainee.eval()
+    total = 0.0
+    for batch in epoch_batches(loop, 0):
+        share = len(batch.samples) / loop.num_samples
+        loss = loss_of(loop, batch) * share
+        torch.autograd.backward(loss)
+        total += float(loss)
+    if has_penalty(loop.config):
+        extra = penalty(weights_of(loop.module), loop.start, loop.config)
+        torch.autograd.backward(extra)
+        total += float(extra)
+    if not np.isfinite(total):
+        raise ToolError(
+            f"the training loss became {total} with {loop.config.optimizer}; its line search went too far: take adamw, "
+            "or start from a trained model"
+        )
+    return total
+
+
+def _flat(tensors: Sequence[Tensor]) -> Vector:
+    return torch.cat([one.detach().flatten() for one in tensors]).cpu().double().numpy()
+
+
+def _set(parameters: Sequence[Tensor], flat: Vector) -> None:
+    values = torch.split(torch.from_numpy(flat), [one.numel() for one in parameters])
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value.view_as(parameter))

@@ -1,0 +1,121 @@
+"""The learning-rate range test (Smith 2017, https://arxiv.org/abs/1506.01186): raise the rate until the loss breaks."""
+
+import math
+from collections.abc import Sequence
+from itertools import count
+
+import plotly.graph_objects as go
+from torch import Tensor
+
+from compress.finetune import FinetuneConfig
+from compress.speed_trial import choose_speed
+from compress.task_losses import task_loss
+from compress.train_config import FULL_BATCH_OPTIMIZERS
+from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
+from core.data import Data
+from core.errors import ToolError
+from core.predict import check_reads
+from core.progress import Progress, no_progress
+from core.result import Report
+from core.torch_model import TorchModel
+
+LOWEST_LR, HIGHEST_LR = 1e-6, 10.0
+NUM_STEPS = 100
+SMOOTHING = 0.9  # of an exponential average, corrected for its start
+BROKEN = 4.0  # times the lowest loss seen
+SAFETY = 10.0  # the lowest loss comes just before it breaks
+
+
+class LrRangeReport(Report, frozen=True):
+    """What the test saw.
+
+    Attributes:
+        suggested_lr: A tenth of the rate at which the smoothed loss was lowest.
+        broken_lr: The rate at which the test stopped, since the loss had grown; None where it never did.
+        optimizer: Which it holds for.
+        batch_size: Which it holds for.
+        lrs: Learning rate of each step.
+        losses: Smoothed loss of each step.
+    """
+
+    suggested_lr: float
+    broken_lr: float | None
+    optimizer: str
+    batch_size: int
+    lrs: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def lr_range_test(
+    model: TorchModel, data: Data, config: FinetuneConfig, *, progress: Progress = no_progress
+) -> LrRangeReport:
+    """Train a copy of a model at a rate that rises from 1e-6 to 10 over 100 steps, and say which rate to take.
+
+    Args:
+        model: What is to be fine-tuned; left untouched.
+        data: Its train split is read.
+        config: How it is to be fine-tuned; its lr, schedule and epochs are not read.
+        progress: Told of every step.
+
+    Raises:
+        ToolError: The optimizer searches its own steps, the data has no labels, or the model cannot read it.
+    """
+    if config.optimizer in FULL_BATCH_OPTIMIZERS:
+        raise ToolError(f"{config.optimizer} searches the length of its steps itself; it has no learning rate")
+    if not data.split("train").is_labelled:
+        raise ToolError(f"{data.reference} has no labels to train on")
+    check_reads(model, data)
+
+    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
+        return task_loss(logits, batch.targets, config.loss, config.label_smoothing)
+
+    speed, _ = choose_speed(model, config, NUM_STEPS)
+    loop = prepare_loop(model, data.split("train"), config, speed, loss)
+    train_mode(loop)
+    lrs: list[float] = []
+    losses: list[float] = []
+    average = 0.0
+    batches = (batch for epoch in count() for batch in epoch_batches(loop, epoch))
+    for index, batch in zip(range(NUM_STEPS), batches, strict=False):
+        lr = LOWEST_LR * (HIGHEST_LR / LOWEST_LR) ** (index / (NUM_STEPS - 1))
+        for group in loop.optimizer.param_groups:
+            group["lr"] = lr
+        average = SMOOTHING * average + (1 - SMOOTHING) * float(train_step(loop, batch))
+        smoothed = average / (1 - SMOOTHING ** (index + 1))
+        if not math.isfinite(smoothed) or smoothed > BROKEN * min([*losses, smoothed]):
+            return _report(config, lrs, losses, broken_lr=lr)
+        lrs.append(lr)
+        losses.append(smoothed)
+        progress("learning-rate range test", index + 1, NUM_STEPS, "steps")
+    return _report(config, lrs, losses, broken_lr=None)
+
+
+def lr_range_plot(report: LrRangeReport) -> str:
+    """Return one HTML page with the loss over the learning rate; it opens offline."""
+    figure = go.Figure(go.Scatter(x=report.lrs, y=report.losses, mode="lines", name="smoothed loss"))
+    figure.add_vline(report.suggested_lr, line_dash="dash", annotation_text=f"suggested: {report.suggested_lr:.2g}")
+    figure.update_layout(
+        title=f"Learning-rate range test: {report.optimizer}, batch {report.batch_size}",
+        xaxis={"type": "log", "title": "learning rate"},
+        yaxis={"title": "training loss, smoothed"},
+        template="plotly_white",
+    )
+    page: str = figure.to_html(include_plotlyjs=True, full_html=True)
+    return page
+
+
+def _report(
+    config: FinetuneConfig, lrs: Sequence[float], losses: Sequence[float], broken_lr: float | None
+) -> LrRangeReport:
+    if not losses:
+        raise ToolError("the loss was not finite at the very first step; look at the data and the model's weights")
+    lowest = min(range(len(losses)), key=losses.__getitem__)
+    return LrRangeReport(
+        stage="find-lr",
+        suggested_lr=float(f"{lrs[lowest] / SAFETY:.2g}"),
+        broken_lr=broken_lr,
+        optimizer=config.optimizer,
+        batch_size=config.batch_size,
+        lrs=tuple(lrs),
+        losses=tuple(losses),
+    )

@@ -1,0 +1,32 @@
+"""Samples that training could not read: each is named once, and too many stop it."""
+
+import logging
+from collections.abc import Sequence
+
+from core.errors import ToolError
+
+logger = logging.getLogger(__name__)
+
+
+class SkippedSamples:
+    """The different samples that could not be read so far."""
+
+    def __init__(self) -> None:
+        self._reasons: set[str] = set()
+
+    def note(self, reasons: Sequence[str], limit: int) -> None:
+        """Warn of each reason that is new.
+
+        Raises:
+            ToolError: There are more than `limit` by now.
+        """
+        for reason in reasons:
+            if reason in self._reasons:
+                continue
+            self._reasons.add(reason)
+            if len(self._reasons) > limit:
+                raise ToolError(f"{len(self._reasons)} samples cannot be read, --skip-bad allows {limit}: {reason}")
+            logger.warning("skipped: %s", reason)
+
+    def __len__(self) -> int:
+        return len(self._reasons)

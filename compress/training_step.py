@@ -1,0 +1,288 @@
+"""One optimizer step, and everything it needs: set up once a run, used by training and by the learning-rate test."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from compress.accelerator import start_accelerator
+from compress.augment import augment, draw
+from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_depth
+from compress.mixing import Mix, mixing
+from compress.penalties import has_penalty, penalty, weights_of
+from compress.skipped_samples import SkippedSamples
+from compress.speed_trial import Speed
+from compress.sync_batch_norm import synchronise_batch_norm
+from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
+from core.data import RawBatch, Split, loader, raised
+from core.errors import ToolError
+from core.preprocessing import Preprocessing, normalise
+from core.torch_model import TorchModel
+
+IMAGE_AUGMENTATIONS = ("crop_padding", "flip", "shear", "zoom", "rand_augment", "mixup", "cutmix")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """What a loss may look at beside the student's outputs.
+
+    Attributes:
+        samples: Augmented, before normalisation: (N, C, H, W) for images.
+        targets: Classes int64 (N,), or their shares float32 (N, K) where samples were mixed.
+        positions: Where each sample stands in the training split, int64 (N,).
+        variant: Which of its augmentations each sample is seen in.
+        use_bfloat16: Whether the student runs under bfloat16 autocast.
+    """
+
+    samples: Tensor
+    targets: Tensor
+    positions: Tensor
+    variant: int
+    use_bfloat16: bool
+
+    def split(self, num_parts: int) -> list["TrainBatch"]:
+        """Cut the batch into parts of nearly equal size."""
+        parts = zip(*(one.tensor_split(num_parts) for one in (self.samples, self.targets, self.positions)), strict=True)
+        return [
+            TrainBatch(samples, targets, positions, self.variant, self.use_bfloat16)
+            for samples, targets, positions in parts
+        ]
+
+
+BatchLoss = Callable[[Any, TrainBatch], Tensor]
+"""What the trained module returns for a batch, in float32, and the batch -> scalar loss, a mean over samples."""
+
+Wrap = Callable[[nn.Module], nn.Module]
+"""The student's module -> the module to train, whose outputs the loss is given; parameters it adds are trained too."""
+
+
+def as_it_is(module: nn.Module) -> nn.Module:
+    """Train the student's module itself: the loss is given its logits."""
+    return module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """What training steps need.
+
+    Attributes:
+        accelerator: Where it runs, and with which other processes.
+        module: The student being trained, a copy.
+        trainee: `module`, and what is trained with it.
+        prepared: `trainee` as torch.compile and accelerate wrap it.
+        optimizer: As accelerate wraps it; None where SciPy's takes its place.
+        batches: The training split's loader as accelerate wraps it, shuffled unless all samples are seen at once.
+        num_samples: How many samples the split holds.
+        generator: Draws the order of samples.
+        preprocessing: The student's.
+        speed: Precision and layout.
+        loss: Of a batch.
+        config: How to train.
+        frozen: Modules that stay in evaluation mode.
+        start: The weights that training started from.
+        average: The moving average of the weights, None where it is not asked for.
+        mix: Mixes samples within a batch, None where it is not asked for.
+        skipped: What could not be read.
+    """
+
+    accelerator: Accelerator
+    module: nn.Module
+    trainee: nn.Module
+    prepared: Any
+    optimizer: Any
+    batches: Any
+    num_samples: int
+    generator: torch.Generator
+    preprocessing: Preprocessing
+    speed: Speed
+    loss: BatchLoss
+    config: TrainConfig
+    frozen: list[nn.Module]
+    start: dict[str, Tensor]
+    average: ModelEmaV3 | None
+    mix: Mix | None
+    skipped: SkippedSamples = field(default_factory=SkippedSamples)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The module whose accuracy counts: the average of the weights where one is kept."""
+        return self.module if self.average is None else self.average.module
+
+
+def prepare_loop(
+    student: TorchModel, split: Split, config: TrainConfig, speed: Speed, loss: BatchLoss, wrap: Wrap = as_it_is
+) -> Loop:
+    """Copy the student and set up everything that trains it.
+
+    Raises:
+        ToolError: Images are to be augmented and the samples are none, or a layer that the config names is not there.
+    """
+    check_augmentable(student, config)
+    accelerator = start_accelerator()
+    if config.batch_size % accelerator.num_processes:
+        raise ToolError(
+            f"batch_size is {config.batch_size}; it must be a multiple of the {accelerator.num_processes} processes "
+            "that share each batch"
+        )
+    torch.manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=layout)
+    if config.dropout is not None:
+        set_dropout(module, config.dropout)
+    if config.stochastic_depth is not None:
+        set_stochastic_depth(module, config.stochastic_depth)
+    frozen = frozen_modules(module, config.freeze) if config.freeze else []
+    average = ModelEmaV3(module, decay=config.ema_decay) if config.ema_decay else None
+    if accelerator.num_processes > 1:
+        synchronise_batch_norm(module)
+    trainee = wrap(module).to(accelerator.device)
+    sees_all_at_once = config.optimizer in FULL_BATCH_OPTIMIZERS
+    batches = loader(
+        split,
+        student.preprocessing,
+        config.batch_size,
+        generator=None if sees_all_at_once else generator,
+        drop_last=len(split) > config.batch_size and not sees_all_at_once,  # a last batch of one breaks batch norm
+        skip_bad=config.skip_bad > 0,
+    )
+    prepared, batches = accelerator.prepare(trainee, batches)
+    optimizer = None if sees_all_at_once else accelerator.prepare(_optimizer(trainee, config))
+    return Loop(
+        accelerator=accelerator,
+        module=module,
+        trainee=trainee,
+        prepared=torch.compile(prepared) if speed.compile else prepared,
+        optimizer=optimizer,
+        batches=batches,
+        num_samples=len(split),
+        generator=generator,
+        preprocessing=student.preprocessing,
+        speed=speed,
+        loss=loss,
+        config=config,
+        frozen=frozen,
+        start={name: one.detach().clone() for name, one in weights_of(module).items()} if config.l2_sp else {},
+        average=average,
+        mix=mixing(config.mixup, config.cutmix, len(student.labels)),
+    )
+
+
+def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Make timm's optimizer; weight decay spares biases and normalisation."""
+    momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
+    made: torch.optim.Optimizer = create_optimizer_v2(
+        trainee, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **momentum
+    )
+    return made
+
+
+def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
+    """Raise `ToolError` where images are to be augmented and the samples are none."""
+    asked = [name for name in IMAGE_AUGMENTATIONS if getattr(config, name)]
+    if asked and student.preprocessing.image_size is None:
+        verb = "augments" if len(asked) == 1 else "augment"
+        raise ToolError(f"{' and '.join(asked)} {verb} images; the samples have shape {student.inputs[0].shape}")
+
+
+def variant_of(config: TrainConfig, epoch: int) -> int:
+    """Return which of a sample's augmentations an epoch sees."""
+    return epoch % config.augmentations if config.augmentations else epoch
+
+
+def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
+    """Yield an epoch's batches, augmented and mixed, on the training device."""
+    config, variant = loop.config, variant_of(loop.config, epoch)
+    drawn = draw(loop.num_samples, config.seed, variant)
+    for raw in _readable(loop, raised(loop.batches)):
+        samples, targets = raw.samples, raw.targets
+        if loop.preprocessing.image_size is not None:
+            samples = augment(
+                samples,
+                drawn[raw.positions.cpu()],
+                crop_padding=config.crop_padding,
+                flip=config.flip,
+                shear=config.shear,
+                zoom=config.zoom,
+                rand_augment_magnitude=config.rand_augment,
+            )
+        if loop.mix is not None:
+            samples, targets = loop.mix(samples, targets)
+        yield TrainBatch(samples, targets, raw.positions, variant, loop.speed.use_bfloat16)
+
+
+def train_step(loop: Loop, batch: TrainBatch) -> Tensor:
+    """Take one optimizer step on a batch and return its loss, without gradient."""
+    config, parts = loop.config, batch.split(loop.config.accumulation_steps)
+    total = torch.zeros((), device=batch.samples.device)
+    loop.optimizer.zero_grad()
+    for index, part in enumerate(parts):
+        is_last = index + 1 == len(parts)
+        with _synchronised(loop, is_last):
+            loss = loss_of(loop, part) * (len(part.samples) / len(batch.samples))
+            if is_last and has_penalty(config):
+                loss = loss + penalty(weights_of(loop.module), loop.start, config)
+            loop.accelerator.backward(loss)
+        total = total + loss.detach()
+    if config.clip_grad_norm:
+        loop.accelerator.clip_grad_norm_(loop.trainee.parameters(), config.clip_grad_norm)
+    loop.optimizer.step()
+    if loop.average is not None:
+        loop.average.update(loop.module)
+    return total
+
+
+def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:
+    """Run the student on a batch and return its loss."""
+    inputs = normalise(batch.samples, loop.preprocessing).contiguous(memory_format=_layout(loop))
+    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
+        outputs = loop.prepared(inputs)
+    return loop.loss(_in_float32(outputs), batch)
+
+
+def train_mode(loop: Loop) -> None:
+    """Put the student into training mode, but for what is frozen."""
+    loop.prepared.train()
+    for module in loop.frozen:
+        module.eval()
+
+
+def accuracy_on(loop: Loop, split: Split) -> float:
+    """Return the accuracy on a split of the weights that count, in percent."""
+    device, num_correct, num_seen = loop.accelerator.device, 0, 0
+    judged = loop.judged.eval()
+    batches = loader(split, loop.preprocessing, 256, skip_bad=loop.config.skip_bad > 0)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
+        for batch in _readable(loop, raised(batches)):
+            inputs = normalise(batch.samples.to(device), loop.preprocessing)
+            num_correct += int((judged(inputs).argmax(1).cpu() == batch.targets).sum())
+            num_seen += len(batch.samples)
+    return 100 * num_correct / num_seen
+
+
+def _readable(loop: Loop, batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
+    """Yield the batches, counting what they left out."""
+    for batch in batches:
+        loop.skipped.note(batch.skipped, loop.config.skip_bad)
+        yield batch
+
+
+def _synchronised(loop: Loop, is_last: bool) -> Any:
+    """Exchange gradients with the other processes at the last part of a batch only."""
+    return loop.accelerator.no_sync(loop.prepared) if not is_last else torch.enable_grad()
+
+
+def _layout(loop: Loop) -> torch.memory_format:
+    return torch.channels_last if loop.speed.channels_last else torch.contiguous_format
+
+
+def _in_float32(outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_float32(one) for one in outputs)

@@ -1,0 +1,65 @@
+"""Penalties on weights against sums written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from compress.finetune import FinetuneConfig, finetune
+from compress.penalties import penalty, weights_of
+from compress.train_config import TrainConfig
+from core.data import Data
+from core.torch_model import TorchModel
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+
+
+def test_biases_and_normalisation_are_spared() -> None:
+    assert list(weights_of(net())) == ["0.weight", "3.weight"]
+
+
+def test_frozen_weights_are_spared() -> None:
+    module = net()
+    module[0].requires_grad_(False)
+    assert list(weights_of(module)) == ["3.weight"]
+
+
+@pytest.mark.parametrize("name", ["l1", "l2_sp", "group_lasso"])
+def test_each_penalty_is_its_sum(name: str) -> None:
+    weights = weights_of(net())
+    start = {name: weight.detach() + 0.1 for name, weight in weights.items()}
+    expected = {
+        "l1": sum(float(abs(value)) for weight in weights.values() for value in weight.flatten()),
+        "l2_sp": sum(0.01 / 2 for weight in weights.values() for _ in weight.flatten()),
+        "group_lasso": sum(
+            sum(float(value) ** 2 for value in channel.flatten()) ** 0.5
+            for weight in weights.values()
+            for channel in weight
+        ),
+    }
+    assert float(penalty(weights, start, TrainConfig(**{name: 3.0}))) == pytest.approx(3 * expected[name], rel=1e-5)
+
+
+def test_group_lasso_has_a_gradient_at_an_empty_channel() -> None:
+    module = net()
+    with torch.no_grad():
+        module[0].weight[1] = 0
+    penalty(weights_of(module), {}, TrainConfig(group_lasso=1.0)).backward()
+    assert module[0].weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["l1", "l2_sp", "group_lasso"])
+def test_a_penalty_pulls_the_weights(name: str, untrained: TorchModel, few_digits: Data) -> None:
+    def size(model: TorchModel) -> float:
+        start = weights_of(untrained.module)
+        at = {key: torch.zeros_like(one) for key, one in start.items()} if name != "l2_sp" else start
+        return sum(float((one - at[key]).square().sum()) for key, one in weights_of(model.module).items())
+
+    config = {"epochs": 2, "batch_size": 32, "lr": 0.05, "weight_decay": 0}
+    free, held = (
+        finetune(untrained, few_digits, FinetuneConfig(**config, **extra)).model
+        for extra in ({}, {name: 0.05 if name != "l2_sp" else 1.0})
+    )
+    assert size(held) < 0.9 * size(free)
