@@ -80,6 +80,7 @@ def finetune(
     init_from: str | None,
     output: Path,
     force: bool,
+    skip_bad: int,
     track: tuple[str, ...],
     find_lr: bool,
     **given: Any,
@@ -101,7 +102,7 @@ def finetune(
 
         refuse_overwrite(output, force=force)
         config = with_settings(FinetuneConfig, options)
-        loaded = load_data(data)
+        loaded = load_data(data, skip_bad)
         start = start_model(model, init_from, loaded, config.seed)
         if find_lr:
             report: Any = find_learning_rate(start, loaded, config, output, progress)
@@ -164,6 +165,7 @@ def distill(
     teacher_cache: Path | None,
     output: Path,
     force: bool,
+    skip_bad: int,
     track: tuple[str, ...],
     **given: Any,
 ) -> None:
@@ -184,7 +186,7 @@ def distill(
 
         refuse_overwrite(output, force=force)
         config = with_settings(DistillConfig, options)
-        loaded = load_data(data)
+        loaded = load_data(data, skip_bad)
         with tracking(track, output, options) as on_epoch:
             result = distill(
                 start_model(student, init_from, loaded, config.seed),

@@ -12,7 +12,7 @@ from compress.distill import DistillConfig
 from compress.finetune import FinetuneConfig
 from compress.prune import PruneConfig
 from compress.quantize import QuantizeConfig
-from core.errors import ToolError, did_you_mean
+from core.errors import ToolError, did_you_mean, require
 from core.references import missing_path
 from core.typed_config import check_keys, field_names, toml_value, typed_config
 from export.to_onnx import ExportConfig
@@ -65,6 +65,7 @@ class Recipe:
     Attributes:
         name: The artifact's name.
         data: The data that every stage reads.
+        skip_bad: How many of its samples may be unreadable and left out.
         provider: Where speed is measured.
         threads: Threads of an ONNX Runtime session; 0 takes the cores this process may use.
         stages: What to do, in order.
@@ -73,6 +74,7 @@ class Recipe:
 
     name: str
     data: str
+    skip_bad: int
     provider: str
     threads: int
     stages: tuple[Stage, ...]
@@ -96,13 +98,14 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ToolError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
-    check_keys(raw, {"name", "data", "stage", "gate", *SHARED}, str(path))
+    check_keys(raw, {"name", "data", "skip_bad", "stage", "gate", *SHARED}, str(path))
     if not isinstance(raw.get("data"), str) or not _is_tables(raw.get("stage")):
         raise ToolError(f'{path}: a recipe needs data = "..." and at least one [[stage]]')
     if not isinstance(raw.get("gate", {}), dict):
         raise ToolError(f"{path}: gate is a table of limits: [gate]")
     shared = {key: raw[key] for key in SHARED if key in raw}
-    settings = typed_config(_Shared, shared, str(path))
+    of_data = {key: raw[key] for key in ("skip_bad",) if key in raw}
+    settings = typed_config(_Shared, shared | of_data, str(path))
     stages: list[Stage] = []
     for table in raw["stage"]:
         stages.append(_stage(table, shared, stages, path))
@@ -112,6 +115,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     return Recipe(
         name=str(raw.get("name", path.stem)),
         data=_resolved(raw["data"], path),
+        skip_bad=settings.skip_bad,
         provider=settings.provider,
         threads=settings.threads,
         stages=tuple(stages),
@@ -142,6 +146,10 @@ class _Shared:
     seed: int = 0
     provider: str = "cpu"
     threads: int = 0
+    skip_bad: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.skip_bad >= 0, f"skip_bad is {self.skip_bad}; it must not be negative")
 
 
 def _is_tables(value: Any) -> bool:

@@ -71,7 +71,7 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
         ToolError: A stage fails; stages that are done stay done.
         GateMissedError: A verification misses a limit. The recipe's own gate does not raise: see `bars`.
     """
-    current = RunFolder(recipe, load_data(recipe.data), output, progress)
+    current = RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, progress)
     reports = [_run_stage(current, stage) for stage in recipe.stages]
     bench_report = next(
         (BenchReport.model_validate(stage.report) for stage in reversed(reports) if stage.kind == "bench"), None
@@ -99,7 +99,7 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
 
 def plan(recipe: Recipe, output: Path) -> PlanReport:
     """Tell of every stage whether a run would do it; what stands on a stage that is to do is to do."""
-    current = RunFolder(recipe, load_data(recipe.data), output, no_progress)
+    current = RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, no_progress)
     planned: list[PlannedStage] = []
     for stage in recipe.stages:
         to_do = {one.name for one in planned if not one.done}

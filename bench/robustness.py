@@ -287,7 +287,7 @@ def _crafted(source: TorchModel, split: Split, batch_size: int, epsilon: float, 
     """Yield the split's images in order, batch by batch, as `fgsm` moves them."""
     module = copy.deepcopy(source.module).eval().requires_grad_(False)
     done = 0
-    for batch in raised(loader(split, source.preprocessing, batch_size)):
+    for batch in raised(loader(split, source.preprocessing, batch_size), split):
         progress("fgsm", done, len(split), "images")
         try:
             adversarial = fgsm(module, batch.samples, batch.targets, source.preprocessing, epsilon)

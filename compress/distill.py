@@ -16,13 +16,14 @@ from compress.teachers import Ask, Teacher, asking, asking_once
 from compress.train_config import TrainConfig
 from compress.training import OnEpoch, TrainReport, train
 from compress.training_step import IMAGE_AUGMENTATIONS, BatchLoss, TrainBatch, Wrap, as_it_is, check_augmentable
-from core.data import Data, Split
+from core.data import Data
 from core.errors import ToolError, require
 from core.history import digest_of, step
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, check_reads, check_same_task, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
+from core.sessions import FloatArray
 from core.torch_model import TorchModel, example_inputs, torch_digest, with_activation
 
 Method = Literal["kd", "ls", "dkd", "dist"]
@@ -144,9 +145,10 @@ def distill(
     if teacher_cache is not None:
         ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), len(teachers))
     said = [predict(one, data, "validation", provider=config.provider, threads=config.threads) for one in teachers]
-    judging = data
-    if not data.split("validation").is_labelled:
-        judging = replace(data, validation=_labelled_by(data.split("validation"), torch.from_numpy(said[0][0])))
+    if data.split("validation").is_labelled:
+        judging, targets = data, said[0][1]
+    else:
+        judging, targets = _labelled_by(teachers[0], said[0][0], data), said[0][0].argmax(1)
     key = digest_of(["distill", asdict(config), parent, taught_by, data.fingerprint])
     module, report = train(
         student,
@@ -161,7 +163,6 @@ def distill(
         wrap=_hinted(student, teachers[0], hints),
     )
     done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=taught_by)
-    targets = judging.split("validation").labels().numpy()
     report = report.model_copy(update={"teacher_accuracies": tuple(accuracy(logits, targets) for logits, _ in said)})
     return Result(replace(student, module=module, history=(*student.history, done)), report)
 
@@ -267,11 +268,17 @@ def _open_cache(
     )
 
 
-def _labelled_by(split: Split, logits: Tensor) -> Split:
-    """Return a split whose targets are the classes that logits (N, K) are highest for."""
+def _labelled_by(teacher: Teacher, logits: FloatArray, data: Data) -> Data:
+    """Return data whose validation targets are the classes that a teacher's logits (N, K) are highest for."""
+    split = data.split("validation")
+    if len(logits) != len(split):
+        raise ToolError(
+            f"{len(split) - len(logits)} validation samples of {data.reference} cannot be read; without labels, what "
+            f"{teacher.name} says of each is needed: remove them"
+        )
     targets = split.targets.clone()
-    targets[split.indices] = logits.argmax(1)
-    return replace(split, targets=targets)
+    targets[split.indices] = torch.from_numpy(logits.argmax(1))
+    return replace(data, validation=replace(split, targets=targets))
 
 
 def _digest(teacher: Teacher) -> str:

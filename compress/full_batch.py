@@ -62,14 +62,13 @@ def _whole_loss(loop: Loop) -> float:
     loop.trainee.eval()
     total = 0.0
     for batch in epoch_batches(loop, 0):
-        share = len(batch.samples) / loop.num_samples
-        loss = loss_of(loop, batch) * share
+        loss = loss_of(loop, batch) * (len(batch.samples) / len(loop.split))
         torch.autograd.backward(loss)
-        total += float(loss)
+        total += float(loss.detach())
     if has_penalty(loop.config):
         extra = penalty(weights_of(loop.module), loop.start, loop.config)
         torch.autograd.backward(extra)
-        total += float(extra)
+        total += float(extra.detach())
     if not np.isfinite(total):
         raise ToolError(
             f"the training loss became {total} with {loop.config.optimizer}; its line search went too far: take adamw, "

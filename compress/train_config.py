@@ -55,7 +55,6 @@ class TrainConfig:
         cutmix: Alpha of CutMix (Yun et al. 2019, https://arxiv.org/abs/1905.04899); 0 for none. With both, each batch
             draws one of the two.
         augmentations: How many different augmentations a sample has, taken in turn; 0 for a new one every epoch.
-        skip_bad: How many unreadable samples may be left out of training before it stops.
         precision: ``float32`` or ``bfloat16`` (autocast); ``auto`` takes what a short trial measures to be faster.
         channels_last: Memory layout of images; None takes what the trial measures to be faster.
         compile: Run the student through torch.compile, which takes a minute to start and needs a C++ compiler; None
@@ -92,7 +91,6 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     augmentations: int = 0
-    skip_bad: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     channels_last: bool | None = None
     compile: bool | None = None
@@ -136,11 +134,10 @@ _AT_LEAST = {
     "mixup": 0,
     "cutmix": 0,
     "augmentations": 0,
-    "skip_bad": 0,
 }
 _BELOW_ONE = ("momentum", "ema_decay", "label_smoothing", "dropout", "stochastic_depth", "zoom")
 _RANDOM = ("crop_padding", "flip", "shear", "zoom", "rand_augment", "mixup", "cutmix", "dropout", "stochastic_depth")
-_OF_STEPS = ("ema_decay", "clip_grad_norm", "skip_bad")
+_OF_STEPS = ("ema_decay", "clip_grad_norm")
 
 
 def _at_least(least: int) -> str:

@@ -112,7 +112,7 @@ def train(
 
     Raises:
         ToolError: The student cannot read the data, the loss is not finite, what is to be augmented is no image, a
-            layer that the config names is not there, or more samples than it allows cannot be read.
+            layer that the config names is not there, or a sample cannot be read.
     """
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
@@ -141,7 +141,7 @@ def train(
         **asdict(speed),
         speed_trial=tried,
         samples_per_second=sum(rates) / len(rates),
-        skipped_samples=len(loop.skipped),
+        skipped_samples=len(split.skipped) if split.skipped is not None else 0,
         metrics=tuple(state.metrics),
     )
     return trained.eval(), report
@@ -202,7 +202,7 @@ def _iterate_epochs(run: _Run) -> None:
     while run.goes_on():
         epoch, started = run.state.next_epoch, time.perf_counter()
         mean_loss = _run_epoch(run, epoch, schedule)
-        num_samples = min(len(loop.batches) * config.batch_size, loop.num_samples)
+        num_samples = min(len(loop.batches) * config.batch_size, len(loop.split))
         _finish_epoch(run, mean_loss, num_samples / (time.perf_counter() - started))
 
 
@@ -213,7 +213,7 @@ def _iterate_full_batch(run: _Run) -> None:
     started = [time.perf_counter()]
 
     def after_iteration(loss: float) -> bool:
-        rate = run.loop.num_samples / (time.perf_counter() - started[0])
+        rate = len(run.loop.split) / (time.perf_counter() - started[0])
         _finish_epoch(run, loss, rate)
         started[0] = time.perf_counter()
         run.progress(f"{run.stage} with {config.optimizer}", run.state.next_epoch, config.epochs, "iterations")

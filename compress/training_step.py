@@ -1,8 +1,8 @@
 """One optimizer step, and everything it needs: set up once a run, used by training and by the learning-rate test."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +16,10 @@ from compress.augment import augment, draw
 from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_depth
 from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
-from compress.skipped_samples import SkippedSamples
 from compress.speed_trial import Speed
 from compress.sync_batch_norm import synchronise_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
-from core.data import RawBatch, Split, loader, raised
+from core.data import Split, loader, raised
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, normalise
 from core.torch_model import TorchModel
@@ -78,7 +77,7 @@ class Loop:
         prepared: `trainee` as torch.compile and accelerate wrap it.
         optimizer: As accelerate wraps it; None where SciPy's takes its place.
         batches: The training split's loader as accelerate wraps it, shuffled unless all samples are seen at once.
-        num_samples: How many samples the split holds.
+        split: What is trained on.
         generator: Draws the order of samples.
         preprocessing: The student's.
         speed: Precision and layout.
@@ -88,7 +87,6 @@ class Loop:
         start: The weights that training started from.
         average: The moving average of the weights, None where it is not asked for.
         mix: Mixes samples within a batch, None where it is not asked for.
-        skipped: What could not be read.
     """
 
     accelerator: Accelerator
@@ -97,7 +95,7 @@ class Loop:
     prepared: Any
     optimizer: Any
     batches: Any
-    num_samples: int
+    split: Split
     generator: torch.Generator
     preprocessing: Preprocessing
     speed: Speed
@@ -107,7 +105,6 @@ class Loop:
     start: dict[str, Tensor]
     average: ModelEmaV3 | None
     mix: Mix | None
-    skipped: SkippedSamples = field(default_factory=SkippedSamples)
 
     @property
     def judged(self) -> nn.Module:
@@ -150,7 +147,6 @@ def prepare_loop(
         config.batch_size,
         generator=None if sees_all_at_once else generator,
         drop_last=len(split) > config.batch_size and not sees_all_at_once,  # a last batch of one breaks batch norm
-        skip_bad=config.skip_bad > 0,
     )
     prepared, batches = accelerator.prepare(trainee, batches)
     optimizer = None if sees_all_at_once else accelerator.prepare(_optimizer(trainee, config))
@@ -161,7 +157,7 @@ def prepare_loop(
         prepared=torch.compile(prepared) if speed.compile else prepared,
         optimizer=optimizer,
         batches=batches,
-        num_samples=len(split),
+        split=split,
         generator=generator,
         preprocessing=student.preprocessing,
         speed=speed,
@@ -199,8 +195,8 @@ def variant_of(config: TrainConfig, epoch: int) -> int:
 def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
     """Yield an epoch's batches, augmented and mixed, on the training device."""
     config, variant = loop.config, variant_of(loop.config, epoch)
-    drawn = draw(loop.num_samples, config.seed, variant)
-    for raw in _readable(loop, raised(loop.batches)):
+    drawn = draw(len(loop.split), config.seed, variant)
+    for raw in raised(loop.batches, loop.split):
         samples, targets = raw.samples, raw.targets
         if loop.preprocessing.image_size is not None:
             samples = augment(
@@ -257,20 +253,12 @@ def accuracy_on(loop: Loop, split: Split) -> float:
     """Return the accuracy on a split of the weights that count, in percent."""
     device, num_correct, num_seen = loop.accelerator.device, 0, 0
     judged = loop.judged.eval()
-    batches = loader(split, loop.preprocessing, 256, skip_bad=loop.config.skip_bad > 0)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
-        for batch in _readable(loop, raised(batches)):
+        for batch in raised(loader(split, loop.preprocessing, 256), split):
             inputs = normalise(batch.samples.to(device), loop.preprocessing)
             num_correct += int((judged(inputs).argmax(1).cpu() == batch.targets).sum())
             num_seen += len(batch.samples)
     return 100 * num_correct / num_seen
-
-
-def _readable(loop: Loop, batches: Iterable[RawBatch]) -> Iterator[RawBatch]:
-    """Yield the batches, counting what they left out."""
-    for batch in batches:
-        loop.skipped.note(batch.skipped, loop.config.skip_bad)
-        yield batch
 
 
 def _synchronised(loop: Loop, is_last: bool) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, fit_images, normalise
+from core.skipped_samples import SkippedSamples
 
 VALIDATION_RATIO = 0.1
 SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out whatever its --seed
@@ -26,7 +27,7 @@ class RawBatch(NamedTuple):
         samples: (N, C, H, W) uint8 for images, float32 (N, ...) otherwise.
         targets: Classes, int64 (N,); `UNLABELLED` where there is no label.
         positions: Where each stands in the split it was read from, int64 (N,).
-        skipped: What was wrong with the samples that are missing here; empty unless the loader may skip.
+        skipped: What was wrong with the samples that are missing here; empty unless the split may skip.
     """
 
     samples: Tensor
@@ -80,18 +81,20 @@ class Split:
         samples: Raw samples, of which this split may hold some.
         targets: int64, the class index of every one of `samples`, `UNLABELLED` where it is not known.
         indices: int64 (N,), which of them this split holds, in this order.
+        skipped: Where unreadable samples are noted that are left out; None where one is an error.
     """
 
     samples: Samples
     targets: Tensor
     indices: Tensor
+    skipped: SkippedSamples | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def take(self, positions: Tensor) -> "Split":
         """Return the split of the samples at these positions, in this order; nothing is copied."""
-        return Split(self.samples, self.targets, self.indices[positions])
+        return replace(self, indices=self.indices[positions])
 
     def labels(self) -> Tensor:
         """Return the targets of this split's samples: int64 (N,)."""
@@ -224,7 +227,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield model inputs and targets in order: float32 (N, ...), int64 (N,); at most `limit` samples in all."""
     chosen = split if limit is None else split.take(spread(len(split), limit))
-    for batch in raised(loader(chosen, preprocessing, batch_size)):
+    for batch in raised(loader(chosen, preprocessing, batch_size), split):
         yield normalise(batch.samples, preprocessing), batch.targets
 
 
@@ -235,7 +238,6 @@ def loader(
     *,
     generator: torch.Generator | None = None,
     drop_last: bool = False,
-    skip_bad: bool = False,
 ) -> "DataLoader[Fetched]":
     """Make the loader of raw, fitted batches, to be read through `raised`.
 
@@ -245,10 +247,9 @@ def loader(
         batch_size: Samples a batch.
         generator: Shuffles them; None keeps their order.
         drop_last: Leave out a last batch that is not full.
-        skip_bad: Leave out samples that cannot be read, and say so in the batch, instead of failing.
     """
     return DataLoader(
-        _Fetching(split, preprocessing, skip_bad),
+        _Fetching(split, preprocessing),
         batch_size=batch_size,
         shuffle=generator is not None,
         generator=generator,
@@ -258,11 +259,17 @@ def loader(
     )
 
 
-def raised(fetched: Iterable[Fetched]) -> Iterator[RawBatch]:
-    """Yield each batch, raising the error that fetching it met, if any, in this process."""
+def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
+    """Yield each batch of a split, raising the error that fetching it met, if any, in this process.
+
+    Raises:
+        ToolError: A sample cannot be read, or one more than may be skipped.
+    """
     for batch in fetched:
         if isinstance(batch, ToolError):
             raise batch
+        if split.skipped is not None:
+            split.skipped.note(batch.skipped)
         yield batch
 
 
@@ -288,10 +295,10 @@ class _Fetching(Dataset[Fetched]):
     An expected error travels as a value: raised in a worker process, it would arrive wrapped in a traceback.
     """
 
-    def __init__(self, split: Split, preprocessing: Preprocessing, skip_bad: bool) -> None:
-        self._split = split
+    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
+        self._split = replace(split, skipped=None)  # what worker processes note stays with them
         self._preprocessing = preprocessing
-        self._skip_bad = skip_bad
+        self._skips = split.skipped is not None
 
     def __len__(self) -> int:
         return len(self._split)
@@ -300,7 +307,7 @@ class _Fetching(Dataset[Fetched]):
         try:
             return self._fetch(positions)
         except ToolError as error:
-            return self._fetch_good(positions) if self._skip_bad else error
+            return self._fetch_good(positions) if self._skips else error
 
     def _fetch(self, positions: list[int], skipped: tuple[str, ...] = ()) -> RawBatch:
         indices = self._split.indices[positions]

@@ -34,7 +34,7 @@ from core.image_folder import (
     ImageFiles,
     class_names,
     files_fingerprint,
-    holds_images,
+    is_unlabelled,
     list_split,
     list_unlabelled,
     survey,
@@ -50,17 +50,23 @@ from core.references import (
     missing_path,
     parse_reference,
 )
+from core.skipped_samples import SkippedSamples
 
 PREFIXES = ("torchvision", "hf", "wds")
 Array = npt.NDArray[np.generic]
 
 
-def load_data(text: str) -> Data:
+def load_data(text: str, skip_bad: int = 0) -> Data:
     """Load the data a reference names.
 
-    Splits that the source does not bring are None, but for validation: a seeded tenth of train is held out for it, or
-    the share that the argument ``validation_ratio`` gives. A folder with only one of ``val/`` and ``test/`` uses it as
-    the test split, since the test split is what nothing is chosen on.
+    Args:
+        text: The reference.
+        skip_bad: How many unreadable samples may be left out, over all that is done with the data.
+
+    Returns:
+        The data. Splits that the source does not bring are None, but for validation: a seeded tenth of train is held
+        out for it, or the share that the argument ``validation_ratio`` gives. A folder with only one of ``val/`` and
+        ``test/`` uses it as the test split, since the test split is what nothing is chosen on.
 
     Raises:
         ToolError: The source does not exist, is damaged, or its samples or labels cannot be used.
@@ -78,10 +84,21 @@ def load_data(text: str) -> Data:
             check_arguments(reference, ())
             data = _from_arrays(_digits(), reference, labels=tuple(str(digit) for digit in range(10)))
         case "path":
-            data = _from_path(reference)
+            data = _from_path(reference, skip_bad)
         case _:
             raise ToolError(f"{text!r}: {reference.kind}: data is not supported yet; use a folder or an .npz file")
-    return _with_validation(data, validation_ratio)
+    return _skipping(_with_validation(data, validation_ratio), skip_bad)
+
+
+def _skipping(data: Data, limit: int) -> Data:
+    """Let up to so many unreadable samples be left out of the splits."""
+    if limit == 0:
+        return data
+    skipped = SkippedSamples(limit)
+    train, validation, test = (
+        None if split is None else replace(split, skipped=skipped) for split in (data.train, data.validation, data.test)
+    )
+    return replace(data, train=train, validation=validation, test=test)
 
 
 def _with_validation(data: Data, asked_ratio: Argument | None) -> Data:
@@ -103,12 +120,12 @@ def _with_validation(data: Data, asked_ratio: Argument | None) -> Data:
     return replace(data, train=train, validation=validation, fingerprint=fingerprint)
 
 
-def _from_path(reference: Reference) -> Data:
+def _from_path(reference: Reference, skip_bad: int) -> Data:
     path = Path(reference.name)
     if not path.exists():
         raise missing_path(path)
     if path.is_dir():
-        return _from_folder(path, reference)
+        return _from_folder(path, reference, skip_bad)
     if path.suffix == ".npz":
         check_arguments(reference, ())
         return _from_arrays(_read_npz(path), reference)
@@ -189,7 +206,7 @@ def _array_split(arrays: Mapping[str, Array], split: str, labels: tuple[str, ...
     return whole_split(samples, check_targets(arrays[f"y_{split}"], len(samples), labels, f"{name}: y_{split}"))
 
 
-def _from_folder(root: Path, reference: Reference) -> Data:
+def _from_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
     folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if not folders:
         raise ToolError(f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/")
@@ -197,13 +214,13 @@ def _from_folder(root: Path, reference: Reference) -> Data:
     mode = reference.arguments.get("mode")
     if mode is not None and mode not in MODE_CHANNELS:
         raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
-    unlabelled = {"train"} if "train" in folders and holds_images(folders["train"]) else set()
+    unlabelled = {"train"} if "train" in folders and is_unlabelled(folders["train"]) else set()
     labelled = [folder for name, folder in folders.items() if name not in unlabelled]
     labels = class_names(labelled[0]) if labelled else ()
     listed = {name: list_split(folder, labels) for name, folder in folders.items() if name not in unlabelled}
     listed |= {name: list_unlabelled(folders[name]) for name in unlabelled}
     paths = [path for found, _ in listed.values() for path in found]
-    shared_mode, size = survey(paths, str(mode) if mode is not None else None)
+    shared_mode, size = survey(paths, str(mode) if mode is not None else None, skip_bad)
     splits = {
         name: whole_split(ImageFiles(tuple(found), shared_mode, available_cores()), torch.tensor(targets))
         for name, (found, targets) in listed.items()

@@ -91,48 +91,44 @@ def list_split(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[in
     return paths, targets
 
 
-def holds_images(folder: Path) -> bool:
-    """Tell whether images lie in a split's folder itself, not in class folders: they have no labels."""
-    return any(path.is_file() and path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+def is_unlabelled(folder: Path) -> bool:
+    """Tell whether images lie in a split's folder itself and there are no class folders."""
+    entries = [entry for entry in folder.iterdir() if entry.name[0] != "."]
+    return not any(entry.is_dir() for entry in entries) and any(one.suffix.lower() in SUFFIXES for one in entries)
 
 
 def list_unlabelled(folder: Path) -> tuple[list[Path], list[int]]:
-    """List the images of a folder without class folders, in the order of their names; return paths and no classes.
-
-    Raises:
-        ToolError: It holds class folders too.
-    """
-    if classes := [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]:
-        raise ToolError(
-            f"{folder} holds images and the class folder {min(classes)!r}; images with labels belong in class folders, "
-            "those without in a folder of their own"
-        )
+    """List the images of a folder without class folders, in the order of their names; return paths and no classes."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     return paths, [UNLABELLED] * len(paths)
 
 
-def survey(paths: Sequence[Path], mode: str | None) -> tuple[str, tuple[int, int] | None]:
+def survey(paths: Sequence[Path], mode: str | None, skip_bad: int = 0) -> tuple[str, tuple[int, int] | None]:
     """Look at every image's header; return the Pillow mode to read all of them in, and their size if they share one.
 
     Args:
         paths: Image files.
         mode: The mode the user asked for, or None to take the one they share.
+        skip_bad: How many may be unreadable; whoever fetches them meets them again.
 
     Returns:
         The mode, L or RGB, and (height, width), or None where sizes differ.
 
     Raises:
-        ToolError: A file is not an image, or the modes differ and none was asked for.
+        ToolError: More files than `skip_bad` are no images, or the modes differ and none was asked for.
     """
     first_of_mode: dict[str, Path] = {}
     sizes: set[tuple[int, int]] = set()
+    num_bad = 0
     for path in paths:
         try:
             with Image.open(path) as image:
                 first_of_mode.setdefault(image.mode, path)
                 sizes.add((image.height, image.width))
         except UNREADABLE as error:
-            raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
+            num_bad += 1
+            if num_bad > skip_bad:
+                raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
     size = sizes.pop() if len(sizes) == 1 else None
     if mode is not None:
         return mode, size

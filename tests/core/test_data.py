@@ -191,7 +191,8 @@ def test_a_generator_shuffles_and_its_seed_repeats_it() -> None:
         [
             target
             for batch in raised(
-                loader(numbered(20), Preprocessing(), 8, generator=torch.Generator().manual_seed(3), drop_last=True)
+                loader(numbered(20), Preprocessing(), 8, generator=torch.Generator().manual_seed(3), drop_last=True),
+                numbered(20),
             )
             for target in batch.targets.tolist()
         ]

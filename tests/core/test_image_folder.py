@@ -164,6 +164,27 @@ def test_a_cut_image_met_by_a_worker_process_is_one_line(image_folder: MakeFolde
     assert "Traceback" not in str(caught.value)
 
 
+def test_images_without_class_folders_have_no_labels(image_folder: MakeFolder, tmp_path: Path) -> None:
+    root = image_folder({"train/cat": 6, "train/dog": 6, "test/cat": 1, "test/dog": 1})
+    for image in [path for path in (root / "train").rglob("*") if path.is_file()]:
+        image.rename(root / "train" / f"{image.parent.name}-{image.name}")
+    for folder in [path for path in (root / "train").iterdir() if path.is_dir()]:
+        folder.rmdir()
+    data = load_data(str(root))
+    assert not data.split("train").is_labelled
+    assert data.split("test").is_labelled
+    assert data.labels == tuple(sorted(path.name for path in (root / "test").iterdir()))
+
+
+def test_so_many_unreadable_headers_are_passed_over(image_folder: MakeFolder, cut: Cut) -> None:
+    paths = every_image(image_folder({"cat": 4}))
+    for path in paths[:2]:
+        cut(path, 0.04)
+    assert survey(paths, None, skip_bad=2) == ("RGB", (8, 6))
+    with pytest.raises(ToolError, match=f"cannot read the image {paths[1]}"):
+        survey(paths, None, skip_bad=1)
+
+
 def test_the_fingerprint_changes_with_name_size_and_time(image_folder: MakeFolder) -> None:
     root = image_folder({"cat": 2})
     first, second = every_image(root)

@@ -1,0 +1,61 @@
+"""Several processes on one machine, as torchrun starts them: the same training, one writer."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.checkpoint import load_checkpoint
+from core.data import Data
+
+CLI = str(Path(__file__).parents[1] / "cli.py")
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", CLI]
+ONE = [sys.executable, CLI]
+
+
+def launched(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def images(tmp_path: Path, digits: Data) -> Path:
+    """Training samples of which a batch of 64 is taken twenty times over, and as many epochs."""
+    array = digits.train.samples.array[:80, 0].numpy()
+    targets = digits.train.targets[:80].numpy()
+    np.savez(tmp_path / "few.npz", x_train=array[:64], y_train=targets[:64], x_val=array[64:], y_val=targets[64:])
+    return tmp_path / "few.npz"
+
+
+def test_two_processes_train_as_one_does(tiny: str, images: Path, tmp_path: Path) -> None:
+    arguments = ["distill", f"{tiny}:cnn", "--teacher", f"{tiny}:cnn,width=24", "--data", images, "--epochs", 20]
+    arguments += ["--batch-size", 64, "--lr", 0.05, "--crop-padding", 1, "--hint", "fitnet:3=3,weight=1", "--json"]
+    curves = {}
+    for name, command in {"one": ONE, "two": TWO}.items():
+        done = launched([*command, *map(str, arguments), "-o", name], tmp_path)
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)  # printed once
+        assert report["num_processes"] == (2 if name == "two" else 1)
+        curves[name] = [entry["train_loss"] for entry in report["metrics"]]
+        load_checkpoint(tmp_path / name)
+    assert len(curves["one"]) == 20
+    assert curves["two"] == pytest.approx(curves["one"], rel=1e-4)
+
+
+def test_a_command_that_does_not_share_its_work_says_so(monkeypatch: pytest.MonkeyPatch, onnxpress) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    failed = onnxpress("inspect", "model.onnx")
+    assert failed.exit_code == 1
+    assert "inspect works in one process, and 2 were started; only finetune and distill share" in failed.stderr
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tiny: str, images: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--batch-size", "33", "-o", "out"]
+    done = launched([*TWO, *arguments], tmp_path)
+    assert done.returncode == 1
+    assert "batch_size is 33; it must be a multiple of the 2 processes that share each batch" in done.stderr
