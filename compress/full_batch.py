@@ -10,6 +10,7 @@ from torch import Tensor
 
 from compress.penalties import has_penalty, penalty, weights_of
 from compress.training_step import Loop, epoch_batches, loss_of
+from core.data import ArraySamples
 from core.errors import ToolError
 
 METHODS = {"lbfgs": "L-BFGS-B", "cg": "CG"}
@@ -27,8 +28,13 @@ def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float]
         after_iteration: Told the loss after each; returns whether to go on.
 
     Raises:
-        ToolError: Several processes train, or the loss is not finite.
+        ToolError: The samples are not in memory, several processes train, or the loss is not finite.
     """
+    if not isinstance(loop.split.samples, ArraySamples):
+        raise ToolError(
+            f"{loop.config.optimizer} reads all samples several times an iteration, and these are not in memory but "
+            "read from disk each time; take sgd or adamw"
+        )
     if loop.accelerator.num_processes > 1:
         raise ToolError(f"{loop.config.optimizer} runs in one process; take sgd or adamw to share the work")
     parameters = [one for one in loop.trainee.parameters() if one.requires_grad]

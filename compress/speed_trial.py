@@ -85,7 +85,7 @@ def _measured(
     student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Speed]
 ) -> tuple[Speed, tuple[Tried, ...]]:
     chosen, *others = candidates
-    batch_size = max(config.batch_size // config.accumulation_steps, 2)
+    batch_size = config.batch_size // config.accumulation_steps
     stopwatch = _Stopwatch(student, batch_size, start_accelerator().device)
     tried = {chosen: stopwatch.time(chosen)}
     if _seconds(tried[chosen], num_steps) < WORTH_A_TRIAL_SECONDS:

@@ -187,6 +187,11 @@ def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
         raise ToolError(f"{' and '.join(asked)} {verb} images; the samples have shape {student.inputs[0].shape}")
 
 
+def part_size(config: TrainConfig) -> int:
+    """Return how many samples are computed at once."""
+    return config.batch_size // config.accumulation_steps
+
+
 def variant_of(config: TrainConfig, epoch: int) -> int:
     """Return which of a sample's augmentations an epoch sees."""
     return epoch % config.augmentations if config.augmentations else epoch
@@ -250,11 +255,11 @@ def train_mode(loop: Loop) -> None:
 
 
 def accuracy_on(loop: Loop, split: Split) -> float:
-    """Return the accuracy on a split of the weights that count, in percent."""
+    """Return the accuracy on a split of the weights that count, in percent; needs no more memory than training."""
     device, num_correct, num_seen = loop.accelerator.device, 0, 0
     judged = loop.judged.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
-        for batch in raised(loader(split, loop.preprocessing, 256), split):
+        for batch in raised(loader(split, loop.preprocessing, part_size(loop.config)), split):
             inputs = normalise(batch.samples.to(device), loop.preprocessing)
             num_correct += int((judged(inputs).argmax(1).cpu() == batch.targets).sum())
             num_seen += len(batch.samples)

@@ -1,4 +1,4 @@
-"""From a data reference to the data: digits, an image folder, an .npz file, torchvision, or the user's factory."""
+"""From a data reference to the data: digits, an image folder, shards, an .npz file, torchvision, or a factory."""
 
 import inspect
 import os
@@ -25,6 +25,7 @@ from core.data import (
     check_classes,
     check_targets,
     hold_out_validation,
+    spread,
     whole_split,
 )
 from core.errors import ToolError, did_you_mean
@@ -50,6 +51,7 @@ from core.references import (
     missing_path,
     parse_reference,
 )
+from core.shards import SURVEYED, ShardSamples, index_shards, shard_paths
 from core.skipped_samples import SkippedSamples
 
 PREFIXES = ("torchvision", "hf", "wds")
@@ -78,6 +80,8 @@ def load_data(text: str, skip_bad: int = 0) -> Data:
     match reference.kind:
         case "torchvision":
             data = _from_torchvision(reference)
+        case "wds":
+            data = _from_shards(reference)
         case "factory":
             data = _from_factory(reference)
         case "path" if reference.name == "digits":
@@ -227,11 +231,7 @@ def _from_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
     }
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
-    asked = reference.arguments.get("image_size")
-    if asked is not None:
-        if not isinstance(asked, int) or asked < 1:
-            raise ToolError(f"{reference.text!r}: image_size is {asked!r}; it is a number of pixels")
-        size = (asked, asked)
+    size = _image_size(reference) or size
     return Data(
         reference=reference.text,
         train=splits.get("train"),
@@ -242,6 +242,62 @@ def _from_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
         is_image=True,
         fingerprint=digest_of([reference.arguments, files_fingerprint(root, paths)]),
     )
+
+
+def _from_shards(reference: Reference) -> Data:
+    check_arguments(reference, ("val", "test", "num_classes", "labels", "mode", "image_size"))
+    arguments = reference.arguments
+    mode = arguments.get("mode", "RGB")
+    if mode not in MODE_CHANNELS:
+        raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
+    patterns = {"train": reference.name} | {name: str(arguments[name]) for name in ("val", "test") if name in arguments}
+    shards = {name: shard_paths(pattern) for name, pattern in patterns.items()}
+    indexed = {name: index_shards(paths) for name, paths in shards.items()}
+    labels = _labels_of_shards(reference, max(int(targets.max()) for _, targets in indexed.values()) + 1)
+    samples = {
+        name: ShardSamples(shards[name], places, str(mode), available_cores()) for name, (places, _) in indexed.items()
+    }
+    splits = {}
+    for name, (_, targets) in indexed.items():
+        has_labels = bool((targets != UNLABELLED).all())
+        checked = check_targets(targets, len(targets), labels, f"{reference.text}: {name}") if has_labels else targets
+        splits[name] = whole_split(samples[name], torch.as_tensor(checked))
+    sizes = samples["train"].sizes(spread(len(samples["train"]), SURVEYED).tolist())
+    size = _image_size(reference) or (sizes.pop() if len(sizes) == 1 else None)
+    files = sorted({path for paths in shards.values() for path in paths})
+    return Data(
+        reference=reference.text,
+        train=splits["train"],
+        validation=splits.get("val"),
+        test=splits.get("test"),
+        labels=labels,
+        sample_shape=None if size is None else (MODE_CHANNELS[str(mode)], *size),
+        is_image=True,
+        fingerprint=digest_of([arguments, files_fingerprint(None, files)]),
+    )
+
+
+def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
+    """Return the class names: from a file of one name a line, or numbers."""
+    named = reference.arguments.get("labels")
+    if named is not None:
+        path = Path(str(named))
+        if not path.is_file():
+            raise missing_path(path)
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    asked = reference.arguments.get("num_classes", num_seen)
+    if not isinstance(asked, int) or asked < num_seen:
+        raise ToolError(f"{reference.text!r}: num_classes is {asked!r}, and the shards hold class {num_seen - 1}")
+    return tuple(str(index) for index in range(asked))
+
+
+def _image_size(reference: Reference) -> tuple[int, int] | None:
+    asked = reference.arguments.get("image_size")
+    if asked is None:
+        return None
+    if not isinstance(asked, int) or asked < 1:
+        raise ToolError(f"{reference.text!r}: image_size is {asked!r}; it is a number of pixels")
+    return asked, asked
 
 
 def _from_torchvision(reference: Reference) -> Data:

@@ -1,9 +1,10 @@
 """Image files in class folders: ``train/CLASS/*.jpg``, beside ``val/`` or ``test/`` laid out alike."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -43,21 +44,26 @@ class ImageFiles:
         return torch.cat(images)
 
 
-def decode(path: Path, mode: str) -> Tensor:
+def decode(source: Path | BinaryIO, mode: str, name: Callable[[], str] | None = None) -> Tensor:
     """Read one image: (C, H, W) uint8.
+
+    Args:
+        source: A file, or its contents.
+        mode: Pillow mode to convert it to.
+        name: What to call it in an error; the path by default.
 
     Raises:
         ToolError: The file is not an image or is cut short.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(source) as opened:
             image: Image.Image = opened
             if opened.mode.startswith("I;16"):  # Pillow's own conversion clips at 255
                 image = Image.fromarray((np.asarray(opened) >> 8).astype(np.uint8))
             decoded: Tensor = pil_to_tensor(image.convert(mode))
             return decoded
     except UNREADABLE as error:
-        raise ToolError(f"cannot read the image {path}: {error}; replace or remove it") from error
+        raise ToolError(f"cannot read the image {name() if name else source}: {error}; replace or remove it") from error
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -138,10 +144,15 @@ def survey(paths: Sequence[Path], mode: str | None, skip_bad: int = 0) -> tuple[
     return next(iter(first_of_mode)), size
 
 
-def files_fingerprint(root: Path, paths: Sequence[Path]) -> str:
-    """Return a SHA-256 over names, sizes and modification times: contents would take hours on a large set."""
+def files_fingerprint(root: Path | None, paths: Sequence[Path]) -> str:
+    """Return a SHA-256 over names, sizes and modification times: contents would take hours on a large set.
+
+    Args:
+        root: The folder that names are relative to; None takes the files' own names.
+        paths: The files.
+    """
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
-        digest.update(f"{path.relative_to(root)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        digest.update(f"{path.relative_to(root) if root else path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -1,0 +1,169 @@
+"""Images in tar shards as WebDataset lays them out: ``KEY.jpg`` beside ``KEY.cls``, the class index as text.
+
+The shards are indexed once, by reading their headers; a sample is then read from where it lies. So they serve every
+command, are shuffled over all shards, and only the index (about 30 bytes a sample) is held in memory.
+"""
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from core.data import UNLABELLED
+from core.errors import ToolError
+from core.image_folder import SUFFIXES, UNREADABLE, decode
+from core.preprocessing import Preprocessing, fit_images
+
+LABEL = ".cls"
+SURVEYED = 64
+RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSamples:
+    """Images read from shards when they are needed, fitted to the model one by one.
+
+    Attributes:
+        shards: The tar files.
+        places: int64 (N, 3): shard, offset and length in bytes of each image.
+        mode: Pillow mode that every image is converted to: L or RGB.
+        num_workers: Worker processes to decode with.
+    """
+
+    shards: tuple[Path, ...]
+    places: npt.NDArray[np.int64]
+    mode: str
+    num_workers: int
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+        """Decode and fit the images at `indices`: (N, C, H, W) uint8."""
+        return torch.cat([fit_images(self._decode(index).unsqueeze(0), preprocessing) for index in indices])
+
+    def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
+        """Return the different (height, width) among some images, from their headers; unreadable ones are left out."""
+        found = set()
+        for index in indices:
+            try:
+                with Image.open(io.BytesIO(self._read(index))) as image:
+                    found.add((image.height, image.width))
+            except UNREADABLE:
+                continue
+        return found
+
+    def _decode(self, index: int) -> Tensor:
+        return decode(io.BytesIO(self._read(index)), self.mode, name=lambda: self._name(index))
+
+    def _read(self, index: int) -> bytes:
+        shard, offset, length = self.places[index].tolist()
+        with self.shards[shard].open("rb") as file:
+            file.seek(offset)
+            contents: bytes = file.read(length)
+            return contents
+
+    def _name(self, index: int) -> str:
+        """Find out what a sample is called; the index does not keep names."""
+        shard, offset, _ = self.places[index].tolist()
+        path = self.shards[shard]
+        with tarfile.open(path, "r:") as tar:
+            return next((f"{path}: {member.name}" for member in tar if member.offset_data == offset), str(path))
+
+
+def shard_paths(pattern: str) -> tuple[Path, ...]:
+    """Return the files a pattern stands for: ``train-{0000..0015}.tar``, ``train-*.tar`` or one file.
+
+    Raises:
+        ToolError: There is none, or one of a range is missing.
+    """
+    if match := RANGE.search(pattern):
+        first, last = match.groups()
+        numbers = range(int(first), int(last) + 1)
+        paths = [Path(RANGE.sub(f"{number:0{len(first)}}", pattern, count=1)) for number in numbers]
+    elif "*" in pattern:
+        parent = Path(pattern).parent
+        paths = sorted(parent.glob(Path(pattern).name))
+    else:
+        paths = [Path(pattern)]
+    if not paths:
+        raise ToolError(f"no shards match {pattern}")
+    if missing := [path for path in paths if not path.is_file()]:
+        raise ToolError(f"there is no shard {missing[0]}; {len(missing)} of the {len(paths)} of {pattern} are missing")
+    return tuple(paths)
+
+
+def index_shards(shards: Sequence[Path]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find the images of shards and their classes.
+
+    Returns:
+        Places int64 (N, 3), as `ShardSamples` holds them, and classes int64 (N,), all `UNLABELLED` where none has one.
+
+    Raises:
+        ToolError: A shard is damaged, or a sample lacks its image, or some have a class and others do not.
+    """
+    places: list[tuple[int, int, int]] = []
+    targets: list[int] = []
+    unlabelled: list[str] = []
+    for number, path in enumerate(shards):
+        for name, place, target in _samples(path):
+            places.append((number, *place))
+            targets.append(UNLABELLED if target is None else target)
+            if target is None:
+                unlabelled.append(f"{path}: {name}")
+    if not places:
+        raise ToolError(f"{shards[0]} holds no images; a sample is KEY.jpg (or .png, .webp ...) beside KEY{LABEL}")
+    if unlabelled and len(unlabelled) < len(places):
+        raise ToolError(
+            f"{len(unlabelled)} of {len(places)} samples have no class, the first {unlabelled[0]}; "
+            f"give each a {LABEL}, or none"
+        )
+    return np.array(places, dtype=np.int64), np.array(targets, dtype=np.int64)
+
+
+def _samples(path: Path) -> Iterator[tuple[str, tuple[int, int], int | None]]:
+    """Yield key, place and class of each sample of a shard; its files stand together."""
+    key, place, target, last = "", None, None, "its start"
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                this = f"{folder}/{stem}" if folder else stem
+                if this != key:
+                    if key:
+                        yield key, _require_image(place, key, path), target
+                    key, place, target = this, None, None
+                if f".{extension.lower()}" in SUFFIXES:
+                    place = (member.offset_data, member.size)
+                elif f".{extension}" == LABEL:
+                    target = _class_index(tar, member, path)
+                last = member.name
+            if key:
+                yield key, _require_image(place, key, path), target
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ToolError(f"cannot read the shard {path} after {last}: {error}; replace it") from error
+
+
+def _require_image(place: tuple[int, int] | None, key: str, path: Path) -> tuple[int, int]:
+    if place is None:
+        raise ToolError(f"{path}: the sample {key!r} has no image; its files must stand together in the shard")
+    return place
+
+
+def _class_index(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
+    file = tar.extractfile(member)
+    text = file.read().decode(errors="replace").strip() if file is not None else ""
+    if not text.isdecimal():
+        raise ToolError(f"{path}: {member.name} holds {text[:40]!r}; it is a class index, such as 3")
+    return int(text)
