@@ -24,6 +24,7 @@ types: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python docs/make_settings_reference.py
 
 check: lint types docs test
 

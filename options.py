@@ -130,7 +130,7 @@ train_options = _together(
         "settings",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Any other setting of a recipe's stage, as docs/training.md lists them; repeatable.",
+        help="Any other setting of such a stage, as docs/settings.md lists them; repeatable.",
     ),
 )
 

@@ -21,6 +21,13 @@ def test_the_command_reference_is_current() -> None:
     assert REFERENCE.read_text() == reference(), "run `make docs`"
 
 
+def test_the_settings_reference_is_current_and_complete() -> None:
+    from make_settings_reference import REFERENCE, reference
+
+    assert REFERENCE.read_text() == reference(), "run `make docs`"
+    assert "|  |\n" not in reference(), "a setting has no meaning"
+
+
 def readme_commands() -> list[list[str]]:
     blocks = re.findall(r"```\n(.*?)```", README, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if line.startswith("onnxpress ")]
