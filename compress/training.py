@@ -40,6 +40,7 @@ from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
 
+SPEED_NOTE = "speed.json"
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -118,6 +119,8 @@ def train(
     split, validation = data.split("train"), data.split("validation")
     speed, tried = _speed(student, split, config, key, workspace)
     loop = prepare_loop(student, split, config, speed, loss, wrap)
+    if workspace and loop.accelerator.is_main_process:
+        _note_speed(speed, tried, key, workspace)
     initial_accuracy = accuracy_on(loop, validation)
     state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator) if workspace else TrainingState()
     if state.next_epoch:
@@ -181,19 +184,19 @@ def _speed(
     student: TorchModel, split: Split, config: TrainConfig, key: str, workspace: Path | None
 ) -> tuple[Speed, tuple[Tried, ...]]:
     """Choose how to run the student; a run that goes on keeps its choice, on which its results depend."""
-    accelerator = start_accelerator()
-    note = workspace / "speed.json" if workspace else None
+    note = workspace / SPEED_NOTE if workspace else None
     noted = json.loads(note.read_text()) if note is not None and note.exists() else None
-    accelerator.wait_for_everyone()  # so that every process reads before one writes
+    start_accelerator().wait_for_everyone()  # so that every process reads before one writes
     if noted is not None and noted["key"] == key:
         return Speed(**noted["speed"]), tuple(Tried(**one) for one in noted["tried"])
     num_steps = config.epochs * max(len(split) // config.batch_size, 1) * config.accumulation_steps
-    speed, tried = choose_speed(student, config, num_steps)
-    if note is not None and accelerator.is_main_process:
-        with whole_file(note) as part:
-            chosen = {"key": key, "speed": asdict(speed), "tried": [one.model_dump() for one in tried]}
-            part.write_text(json.dumps(chosen))
-    return speed, tried
+    return choose_speed(student, config, num_steps)
+
+
+def _note_speed(speed: Speed, tried: tuple[Tried, ...], key: str, workspace: Path) -> None:
+    chosen = {"key": key, "speed": asdict(speed), "tried": [one.model_dump() for one in tried]}
+    with whole_file(workspace / SPEED_NOTE) as part:
+        part.write_text(json.dumps(chosen))
 
 
 def _iterate_epochs(run: _Run) -> None:

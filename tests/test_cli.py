@@ -137,6 +137,27 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
+def test_finding_a_learning_rate_writes_its_plot(onnxpress: Onnxpress, tiny: str) -> None:
+    result = onnxpress("finetune", f"{tiny}:cnn", "--data", "digits", "--find-lr", "-o", "lr.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert 1e-5 < json.loads(result.stdout)["suggested_lr"] < 1
+    assert "suggested" in Path("lr.html").read_text()
+
+
+def test_distilling_takes_two_teachers_a_hint_a_cache_and_settings(
+    onnxpress: Onnxpress, tiny: str, exported: OnnxModel
+) -> None:
+    arguments = ["distill", f"{tiny}:cnn", "--teacher", f"{tiny}:cnn,width=24", "--teacher", exported.path]
+    arguments += ["--data", "digits", "--epochs", "1", "--set", "teacher_weights=[1, 2]", "--set", "ema_decay=0.9"]
+    hinted = onnxpress(*arguments, "--hint", "fitnet:3=3", "--activation", "hardswish", "-o", "hinted", "--json")
+    assert hinted.exit_code == 0, hinted.stderr
+    assert len(json.loads(hinted.stdout)["teacher_accuracies"]) == 2
+    assert json.loads(Path("hinted/model.json").read_text())["source"]["activation"] == "hardswish"
+    cached = onnxpress(*arguments, "--teacher-cache", "cache", "-o", "cached")
+    assert cached.exit_code == 0, cached.stderr
+    assert Path("cache/variant-00000.logits").exists()
+
+
 def test_json_puts_only_the_report_on_stdout(onnxpress: Onnxpress, exported: OnnxModel) -> None:
     result = onnxpress("inspect", exported.path, "--json")
     assert json.loads(result.stdout)["kind"] == "onnx"
@@ -234,6 +255,50 @@ BAD_INPUT = {
         "holds something else than a checkpoint",
     ),
     "a folder as recipe": (["run", "checkpoint"], "checkpoint is a folder; name a recipe in it"),
+    "a misspelt setting": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", "ema_decy=0.9"],
+        "--set: unknown key 'ema_decy'. Did you mean 'ema_decay'",
+    ),
+    "a setting without a value": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", "ema_decay"],
+        "--set ema_decay: write key=value",
+    ),
+    "a setting out of range": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", "zoom=2"],
+        "zoom is 2.0; it must be in [0, 1)",
+    ),
+    "a setting of another type": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", "schedule=cosin"],
+        "schedule: Input should be 'cosine'",
+    ),
+    "a module that is not there to freeze": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", 'freeze=["3.conv11"]'],
+        "there is no module '3.conv11' to freeze. Did you mean '3.conv",
+    ),
+    "a hint's module that is not there": (
+        ["distill", "{tiny}:cnn", "--teacher", "model.onnx", "--data", "digits", "-o", "x", "--hint", "at:3.conv=3"],
+        "hints need the teacher's inner features",
+    ),
+    "a learning rate to find for lbfgs": (
+        ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--find-lr", "--optimizer", "lbfgs"],
+        "lbfgs searches the length of its steps itself",
+    ),
+    "a teacher cache that is none": (
+        [
+            "distill",
+            "{tiny}:cnn",
+            "--teacher",
+            "model.onnx",
+            "--data",
+            "digits",
+            "-o",
+            "x",
+            "--teacher-cache",
+            "precious",
+        ],
+        "precious is no teacher cache and not empty; name another folder",
+    ),
+    "no labels": (["finetune", "{tiny}:cnn", "--data", "unlabelled.npz", "-o", "x"], "has no labels to train on"),
     "missing data": (["finetune", "{tiny}:cnn", "--data", "digit", "-o", "x"], "digit does not exist"),
     "an unknown data kind": (["finetune", "{tiny}:cnn", "--data", "tv:CIFAR10", "-o", "x"], "unknown kind 'tv'"),
     "labels out of range": (["finetune", "{tiny}:cnn", "--data", "labels.npz", "-o", "x"], "labels out of range"),
@@ -291,6 +356,7 @@ def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Pat
     np.savez(tmp_path / "rows.npz", x_train=np.ones((40, 5), np.float32), y_train=targets)
     order = [str(index) for index in reversed(range(10))]
     np.savez(tmp_path / "order.npz", x_test=images, y_test=targets, labels=order)
+    np.savez(tmp_path / "unlabelled.npz", x_train=images)
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "photo.jpg").write_bytes(b"")
     three = load_torch_model(f"{Path(__file__).parent / 'tiny_models.py'}:cnn,num_classes=3", input_shape=(1, 8, 8))

@@ -1,0 +1,181 @@
+"""What each distillation method brings: ResNet-56 teaches ResNet-20 from scratch on CIFAR-10, against no teacher.
+
+Usage: python perf/kd_methods.py --data cifar10.npz --teacher-weights resnet56.safetensors [--teacher-file int8.onnx]
+    [--runs runs/kd-cifar10] [--epochs 15] [--seeds 0,1] [--only kd,dist] [--json]
+
+Every method has the same epochs, batches, augmentation and learning rate; the epoch that validates best is read on the
+test split, once. A run that is done in the folder is not run again, one that was cut off goes on. Logits are taken from
+a cache that all methods of a seed share. --teacher-file gives the logits in place of the torch teacher; hints need that.
+Exits 3 when no method beats no teacher by 0.5 points.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from results_file import bars_table, commit, made_by, markdown_table, publish, where
+
+from compress.distill import DistillConfig, distill
+from compress.finetune import FinetuneConfig, finetune
+from compress.training_state import partial_folder
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.machine import package_versions, this_machine
+from core.model_reference import load_model, load_torch_model
+from core.predict import accuracy, predict
+from core.result import FORMAT_VERSION
+from core.whole_output import whole_file
+from stages import save_trained
+from terminal import progress_shown, set_up_logging
+
+LEAST_GAIN = 0.5
+FACTORY = "recipes/cifar_resnet.py"
+SHARED = {"lr": 0.1, "crop_padding": 4, "flip": True}
+NO_TEACHER = "none"
+# Ratios are those that the methods' authors trained with, as shares: DKD and DIST weigh labels and teacher alike.
+METHODS: dict[str, dict[str, Any]] = {
+    NO_TEACHER: {},
+    "kd": {"method": "kd", "kd_ratio": 0.9},
+    "ls": {"method": "ls", "kd_ratio": 0.9},
+    "dkd": {"method": "dkd", "kd_ratio": 0.5},
+    "dist": {"method": "dist", "kd_ratio": 0.5},
+    "kd + fitnet": {"method": "kd", "kd_ratio": 0.9, "hints": ("fitnet:layer3=layer3,weight=1",)},
+    "kd + at": {"method": "kd", "kd_ratio": 0.9, "hints": ("at:layer2=layer2", "at:layer3=layer3")},
+    "kd + rkd": {"method": "kd", "kd_ratio": 0.9, "hints": ("rkd:layer3=layer3",)},
+}
+
+
+def main() -> None:
+    """Train what is not done, write docs/results/kd-cifar10.{json,md}, and exit with the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher-weights", required=True)
+    parser.add_argument("--teacher-file")
+    parser.add_argument("--runs", type=Path, default=Path("runs/kd-cifar10"))
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", help="methods to train and list, separated by commas; default all")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    given = parser.parse_args()
+    set_up_logging(verbose=False, quiet=False)
+    names = [name.strip() for name in given.only.split(",")] if given.only else list(METHODS)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    try:
+        data = load_data(given.data)
+        found = {name: [_run(name, seed, data, given) for seed in seeds] for name in names}
+    except ToolError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    publish(result := _result(found, given, seeds), _markdown(result), as_json=given.json)
+
+
+def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[str, Any]:
+    """Train one student unless that is done, and return its accuracies."""
+    output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
+    note = output / "accuracies.json"
+    if note.exists():
+        found: dict[str, Any] = json.loads(note.read_text())
+        return found
+    settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
+    student = load_torch_model(f"{FACTORY}:resnet20", data, seed=seed)
+    print(f"{name}, seed {seed}", file=sys.stderr)
+    with progress_shown(quiet=False) as progress:
+        workspace = partial_folder(output)
+        if name == NO_TEACHER:
+            result = finetune(student, data, FinetuneConfig(**settings), workspace=workspace, progress=progress)
+        else:
+            has_hints = "hints" in settings
+            teacher = f"{FACTORY}:resnet56,weights={given.teacher_weights}"
+            result = distill(
+                student,
+                load_model(given.teacher_file if given.teacher_file and not has_hints else teacher, data),
+                data,
+                DistillConfig(**settings),
+                workspace=workspace,
+                teacher_cache=None if has_hints else given.runs / f"teacher-cache-{seed}",
+                progress=progress,
+            )
+    save_trained(result.model, result.report, output)
+    found = {
+        "test_accuracy": accuracy(*predict(result.model, data, "test")),
+        "validation_accuracy": result.report.validation_accuracy,
+        "samples_per_second": result.report.samples_per_second,
+        "commit": commit(),
+    }
+    with whole_file(note) as part:
+        part.write_text(json.dumps(found))
+    return found
+
+
+def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
+    rows = [_row(name, runs) for name, runs in found.items()]
+    alone = next((row["test_accuracy"] for row in rows if row["method"] == NO_TEACHER), None)
+    for row in rows:
+        row["gain"] = row["test_accuracy"] - alone if alone is not None else None
+    gains = [row["gain"] for row in rows if row["method"] != NO_TEACHER and row["gain"] is not None]
+    bars = []
+    if gains:
+        best = max(gains)
+        bars.append({"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN})
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": "kd-cifar10",
+        "command": "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
+        + (" --teacher-file FILE" if given.teacher_file else "")
+        + f" --epochs {given.epochs} --seeds {given.seeds}",
+        "commit": commit(),
+        "machine": this_machine().model_dump(),
+        "versions": package_versions(),
+        "epochs": given.epochs,
+        "seeds": seeds,
+        "settings": {name: {**SHARED, **METHODS[name]} for name in found},
+        "runs": found,
+        "rows": rows,
+        "bars": bars,
+    }
+
+
+def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    accuracies = [run["test_accuracy"] for run in runs]
+    return {
+        "method": name,
+        "test_accuracy": statistics.mean(accuracies),
+        "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracies": accuracies,
+        "samples_per_second": statistics.mean(run["samples_per_second"] for run in runs),
+    }
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    columns = {
+        "method": lambda row: row["method"],
+        "test accuracy %": lambda row: f"{row['test_accuracy']:.2f}",
+        "standard deviation": lambda row: (
+            "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
+        ),
+        "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
+        "against none": lambda row: "" if row["gain"] is None else f"{row['gain']:+.2f}",
+        "images/s": lambda row: f"{row['samples_per_second']:.0f}",
+    }
+    useless = [row["method"] for row in result["rows"] if row["gain"] is not None and row["gain"] < 0]
+    verdict = f"Worse than no teacher: {', '.join(useless)}.\n" if useless else "No method is worse than no teacher.\n"
+    settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
+    parts = [
+        "# Distilling ResNet-20 from ResNet-56 on CIFAR-10\n",
+        made_by(result) + "\n",
+        f"From scratch, {result['epochs']} epochs, seeds {result['seeds']}; mean over the seeds.\n",
+        markdown_table(result["rows"], columns),
+        bars_table(result["bars"]),
+        verdict,
+        f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
+        where(result),
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
