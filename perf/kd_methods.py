@@ -5,7 +5,7 @@ Usage: python perf/kd_methods.py --data cifar10.npz --teacher-weights resnet56.s
 
 Every method has the same epochs, batches, augmentation and learning rate; the epoch that validates best is read on the
 test split, once. A run that is done in the folder is not run again, one that was cut off goes on. Logits are taken from
-a cache that all methods of a seed share. --teacher-file gives the logits in place of the torch teacher; hints need that.
+a cache that all methods of a seed share. --teacher-file gives logits in place of the torch teacher, which hints need.
 Exits 3 when no method beats no teacher by 0.5 points.
 """
 
@@ -158,7 +158,7 @@ def _markdown(result: dict[str, Any]) -> str:
             "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
         ),
         "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
-        "against none": lambda row: "" if row["gain"] is None else f"{row['gain']:+.2f}",
+        "against none": lambda row: _figure(row["gain"], "+.2f"),
         "images/s": lambda row: f"{row['samples_per_second']:.0f}",
     }
     useless = [row["method"] for row in result["rows"] if row["gain"] is not None and row["gain"] < 0]
@@ -175,6 +175,10 @@ def _markdown(result: dict[str, Any]) -> str:
         where(result),
     ]
     return "\n".join(parts)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 if __name__ == "__main__":
