@@ -44,7 +44,7 @@ def augment(
 
     Args:
         images: uint8 (N, C, H, W).
-        drawn: Their random numbers (N, NUM_DRAWS), from `draw`.
+        drawn: Their random numbers (N, NUM_DRAWS), from `draw`, on the same device.
         crop_padding: Pixels of zero padding a side, before a random crop back to (H, W); 0 shifts nothing.
         flip: Mirror half of the images left to right.
         shear: Largest horizontal shear either way, in degrees.
@@ -54,7 +54,6 @@ def augment(
     Returns:
         uint8 (N, C, H, W), on the images' device.
     """
-    drawn = drawn.to(images.device)
     if crop_padding or flip:
         images = _crop_and_mirror(images, drawn, crop_padding, flip)
     if shear or zoom:

@@ -200,13 +200,13 @@ def variant_of(config: TrainConfig, epoch: int) -> int:
 def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
     """Yield an epoch's batches, augmented and mixed, on the training device."""
     config, variant = loop.config, variant_of(loop.config, epoch)
-    drawn = draw(len(loop.split), config.seed, variant)
+    drawn = draw(len(loop.split), config.seed, variant).to(loop.accelerator.device)
     for raw in raised(loop.batches, loop.split):
         samples, targets = raw.samples, raw.targets
         if loop.preprocessing.image_size is not None:
             samples = augment(
                 samples,
-                drawn[raw.positions.cpu()],
+                drawn[raw.positions],
                 crop_padding=config.crop_padding,
                 flip=config.flip,
                 shear=config.shear,
