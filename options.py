@@ -52,7 +52,7 @@ output_options = _together(
     click.option("-o", "--output", type=PATH, required=True, help="What to make."),
     click.option("--force", is_flag=True, help="Replace what stands there."),
 )
-DATA_HELP = "digits, a folder, FILE.npz, torchvision:NAME or FILE.py:FACTORY."
+DATA_HELP = "digits, a folder, FILE.npz, wds:SHARDS.tar, torchvision:NAME or FILE.py:FACTORY."
 data_option = click.option("--data", required=True, help=DATA_HELP)
 optional_data = click.option("--data", help=DATA_HELP)
 init_option = click.option(

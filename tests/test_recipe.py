@@ -69,6 +69,31 @@ def test_overrides(small: Path, override: str, check) -> None:
     assert check(load_recipe(small, (override,)))
 
 
+DISTILLED = """
+[[stage]]
+kind = "distill"
+model = "models.py:cnn"
+teacher = {teacher}
+teacher_cache = "cache"
+"""
+
+
+@pytest.mark.parametrize("teacher", ['"teacher"', '["teacher", "other.onnx"]'])
+def test_a_student_has_one_teacher_or_several(small: Path, teacher: str) -> None:
+    (small.parent / "other.onnx").write_text("")
+    small.write_text(SMALL.replace("[gate]", DISTILLED.format(teacher=teacher) + "[gate]"))
+    stage = load_recipe(small).stages[-1]
+    expected = "teacher" if teacher == '"teacher"' else ["teacher", str(small.parent / "other.onnx")]
+    assert stage.references["teacher"] == expected
+    assert stage.references["teacher_cache"] == "cache"
+
+
+def test_a_teacher_is_named_by_text(small: Path) -> None:
+    small.write_text(SMALL.replace("[gate]", DISTILLED.format(teacher="[1]") + "[gate]"))
+    with pytest.raises(ToolError, match=r"teacher is \[1\]; it is a name or a list of names"):
+        load_recipe(small)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -91,6 +116,9 @@ def test_overrides(small: Path, override: str, check) -> None:
         ('models = ["export"]', 'models = "export"', "models is 'export'; it is a list of names"),
         ('models = ["export"]', "models = []", "models is \\[\\]; it is a list of names"),
         ('model = "models.py:cnn"', "model = 5", "model is 5; it is a name"),
+        ('model = "models.py:cnn"', 'model = ["models.py:cnn"]', r"model is \['models.py:cnn'\]; it is a name"),
+        ("seed = 7", "skip_bad = -1", "skip_bad is -1; it must not be negative"),
+        ("epochs = 2", 'schedule = "cosin"', "stage 'teacher': schedule: Input should be 'cosine'"),
     ],
 )
 def test_mistakes_are_named(small: Path, old: str, new: str, message: str) -> None:

@@ -66,6 +66,18 @@ def run(onnxpress: Callable[..., Result], tiny: str, tmp_path: Path) -> Callable
     return lambda *overrides: onnxpress("run", "job.toml", *(part for one in overrides for part in ("--set", one)))
 
 
+def test_a_recipe_may_have_two_teachers_and_a_cache(run: Callable[..., Result], tiny: str, tmp_path: Path) -> None:
+    recipe = RECIPE.format(tiny=tiny).partition('[[stage]]\nkind = "prune"')[0]
+    recipe = recipe.replace(
+        'teacher = "teacher"', f'teacher = ["teacher", "{tiny}:cnn,width=12"]\nteacher_cache = "kept"'
+    )
+    (tmp_path / "job.toml").write_text(recipe)
+    first = run()
+    assert first.exit_code == 0, first.stderr
+    assert len(list(Path("kept").glob("*.logits"))) == 2
+    assert ran(run()) == []
+
+
 def ran(result: Result) -> list[str]:
     """The stages that a run did not find done."""
     return [
