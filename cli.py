@@ -73,7 +73,9 @@ def main() -> None:
 @output_options
 @seed_option
 @common_options
-@click.option("--find-lr", is_flag=True, help="Instead of training: test which --lr suits, and plot it to OUTPUT.html.")
+@click.option(
+    "--find-lr", is_flag=True, help="Instead of training: test which --lr suits, and write the plot to OUTPUT."
+)
 def finetune(
     model: str,
     data: str,
@@ -150,7 +152,11 @@ def finetune(
     metavar="METHOD:STUDENT=TEACHER",
     help="Compare two modules' outputs too, as in fitnet:layer3=layer3; fitnet, at or rkd; repeatable.",
 )
-@click.option("--teacher-cache", type=PATH, help="Folder that keeps what the teacher says, so that it runs only once.")
+@click.option(
+    "--teacher-cache",
+    type=PATH,
+    help="Folder that keeps what the teacher says of a sample; with --set augmentations=N it runs N times for each.",
+)
 @init_option
 @train_options
 @output_options

@@ -7,6 +7,5 @@ from accelerate.utils import DataLoaderConfiguration
 
 def start_accelerator() -> Accelerator:
     """Return the accelerator of this process; a batch is shared out among the processes, so that its size is kept."""
-    return Accelerator(
-        cpu=not torch.accelerator.is_available(), dataloader_config=DataLoaderConfiguration(split_batches=True)
-    )
+    loading = DataLoaderConfiguration(split_batches=True, non_blocking=True)
+    return Accelerator(cpu=not torch.accelerator.is_available(), dataloader_config=loading)

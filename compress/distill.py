@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from compress.accelerator import start_accelerator
 from compress.hints import Features, Hint, Tapped, hints_loss, make_adapters, parse_hint
 from compress.logit_losses import dist_loss, dkd_loss, kd_loss, ls_loss
 from compress.task_losses import task_loss
@@ -37,6 +38,8 @@ class DistillConfig(TrainConfig):
         method: What a teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
             ``ls`` (that of standardized logits), ``dkd`` (target and other classes apart) or ``dist`` (correlations).
         temperature: T, which softens both distributions; above 0.
+        dkd_beta: Weight of dkd's divergence among the other classes against that of the target; the paper's lie between
+            0.1 and 10, the larger the more confident the teacher.
         kd_ratio: Share of the teachers' loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method. With 1, no
             labels are needed.
         hints: Pairs of layers whose features are compared too, as in `compress.hints`; the first teacher gives them.
@@ -48,6 +51,7 @@ class DistillConfig(TrainConfig):
 
     method: Method = "kd"
     temperature: float = 4.0
+    dkd_beta: float = 8.0
     kd_ratio: float = 0.9
     hints: tuple[str, ...] = ()
     teacher_weights: tuple[float, ...] = ()
@@ -58,6 +62,7 @@ class DistillConfig(TrainConfig):
     def __post_init__(self) -> None:
         super(DistillConfig, self).__post_init__()
         require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
+        require(self.dkd_beta > 0, f"dkd_beta is {self.dkd_beta}; it must be above 0")
         require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
         require(self.teacher_cache_gb > 0, f"teacher_cache_gb is {self.teacher_cache_gb}; it must be above 0")
         require(
@@ -144,7 +149,11 @@ def distill(
     )
     if teacher_cache is not None:
         ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), len(teachers))
-    said = [predict(one, data, "validation", provider=config.provider, threads=config.threads) for one in teachers]
+    device = str(start_accelerator().device)
+    said = [
+        predict(one, data, "validation", device=device, provider=config.provider, threads=config.threads)
+        for one in teachers
+    ]
     if data.split("validation").is_labelled:
         judging, targets = data, said[0][1]
     else:
@@ -219,7 +228,7 @@ def _taught(student: Tensor, teacher: Tensor, targets: Tensor, config: DistillCo
         case "ls":
             return ls_loss(student, teacher, config.temperature)
         case "dkd":
-            return dkd_loss(student, teacher, targets, config.temperature)
+            return dkd_loss(student, teacher, targets, config.temperature, config.dkd_beta)
         case "dist":
             return dist_loss(student, teacher, config.temperature)
 
@@ -229,6 +238,11 @@ def _check(student: TorchModel, teachers: Sequence[Teacher], data: Data, config:
     for teacher in teachers:
         check_same_task(student, teacher)
         check_reads(teacher, data)
+        if isinstance(teacher, OnnxModel) and isinstance(teacher.inputs[0].shape[0], int):
+            raise ToolError(
+                f"the teacher {teacher.name} has its batch fixed at {teacher.inputs[0].shape[0]}, and training makes "
+                "batches of any size; export it with a dynamic batch"
+            )
     weights = config.teacher_weights
     require(
         not weights or len(weights) == len(teachers),
@@ -255,7 +269,7 @@ def _open_cache(
         "data": data.fingerprint,
         "teacher": list(taught_by),
         "provider": config.provider,
-        "image size": student.preprocessing.image_size,
+        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std"}),
         "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
         "seed": config.seed,
     }

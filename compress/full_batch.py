@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 from compress.penalties import has_penalty, penalty, weights_of
@@ -38,18 +38,16 @@ def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float]
     if loop.accelerator.num_processes > 1:
         raise ToolError(f"{loop.config.optimizer} runs in one process; take sgd or adamw to share the work")
     parameters = [one for one in loop.trainee.parameters() if one.requires_grad]
-    latest = [float("nan")]
 
     def value_and_slope(flat: Vector) -> tuple[float, Vector]:
         _set(parameters, flat)
         loop.trainee.zero_grad()
-        latest[0] = _whole_loss(loop)
-        slopes = [torch.zeros_like(one) if one.grad is None else one.grad for one in parameters]
-        return latest[0], _flat(slopes)
+        loss = _whole_loss(loop)
+        return loss, _flat([torch.zeros_like(one) if one.grad is None else one.grad for one in parameters])
 
-    def after(flat: Vector) -> None:
-        _set(parameters, flat)
-        if not after_iteration(latest[0]):
+    def after(intermediate_result: OptimizeResult) -> None:  # SciPy goes by the argument's name
+        _set(parameters, intermediate_result.x)
+        if not after_iteration(float(intermediate_result.fun)):
             raise StopIteration
 
     found = minimize(  # type: ignore[call-overload]  # its stubs do not know a callback of this kind beside a gradient
@@ -71,10 +69,12 @@ def _whole_loss(loop: Loop) -> float:
         loss = loss_of(loop, batch) * (len(batch.samples) / len(loop.split))
         torch.autograd.backward(loss)
         total += float(loss.detach())
+    weights = weights_of(loop.module)
+    extra = loop.config.weight_decay / 2 * torch.stack([one.square().sum() for one in weights.values()]).sum()
     if has_penalty(loop.config):
-        extra = penalty(weights_of(loop.module), loop.start, loop.config)
-        torch.autograd.backward(extra)
-        total += float(extra.detach())
+        extra = extra + penalty(weights, loop.start, loop.config)
+    torch.autograd.backward(extra)
+    total += float(extra.detach())
     if not np.isfinite(total):
         raise ToolError(
             f"the training loss became {total} with {loop.config.optimizer}; its line search went too far: take adamw, "

@@ -83,6 +83,7 @@ class Tapped(nn.Module):
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Features]:
         """Return logits (N, K) and the outputs of the modules, in the order of their paths."""
+        self._seen.clear()
         logits = self.module(inputs)
         missing = [path for path in self._paths if path not in self._seen]
         if missing:
@@ -95,7 +96,7 @@ class Tapped(nn.Module):
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:
             if not isinstance(output, Tensor) or output.ndim < 2:
                 raise ToolError(f"hint: the module {path!r} puts out no tensor (N, ...) that could be compared")
-            self._seen[path] = output
+            self._seen[path] = output.clone()  # what follows may change it in place
 
         return keep
 
@@ -209,13 +210,32 @@ def _attention(feature: Tensor) -> Tensor:
 
 
 def _distances(rows: Tensor) -> Tensor:
-    """Return the distances between rows as shares of their mean: (N, D) -> (N, N)."""
-    squares = (rows[:, None] - rows[None]).square().sum(2)
-    distances = squares.clamp_min(1e-12).sqrt() * (squares > 0)
-    return distances / distances[distances > 0].mean()
+    """Return the distances between rows as shares of their mean: (N, D) -> (N, N); all 0 where the rows are equal."""
+    squares = _squared_distances(rows)
+    is_apart = squares > 0
+    distances = torch.where(is_apart, squares, 1.0).sqrt() * is_apart
+    mean = distances.sum() / is_apart.sum().clamp_min(1)
+    return distances / torch.where(mean > 0, mean, 1.0)
 
 
 def _angles(rows: Tensor) -> Tensor:
     """Return the cosine of the angle at each row between each two others: (N, D) -> (N, N, N)."""
-    directions = functional.normalize(rows[None] - rows[:, None], dim=2)
-    return directions @ directions.transpose(1, 2)
+    rows = rows - rows.mean(0)
+    products = rows @ rows.T
+    own = products.diagonal()
+    # at i between j and k: (r_j - r_i) (r_k - r_i)
+    corner = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
+    squares = _squared_distances(rows)
+    lengths = torch.where(squares > 0, squares, 1.0).sqrt()
+    is_apart = squares > 0
+    cosines = corner / (lengths[:, :, None] * lengths[:, None, :])
+    return cosines * (is_apart[:, :, None] & is_apart[:, None, :])
+
+
+def _squared_distances(rows: Tensor) -> Tensor:
+    """Return squared distances from inner products, which needs no (N, N, D): (N, D) -> (N, N), exactly 0 at itself."""
+    rows = rows - rows.mean(0)
+    own = rows.square().sum(1)
+    squares = own[:, None] + own[None] - 2 * rows @ rows.T
+    floor = 1e-6 * (own[:, None] + own[None])  # below this, rounding is all there is
+    return torch.where(squares > floor, squares, 0.0)

@@ -7,13 +7,16 @@ from timm.scheduler import CosineLRScheduler, PolyLRScheduler, StepLRScheduler
 from compress.train_config import TrainConfig
 
 STEP_DECAY = 0.1
+DEFAULT_WARMUP_RATIO = 0.1  # of the run
 POWERS = {"linear": 1.0, "polynomial": 2.0}
 
 
 def schedule_of(optimizer: Any, config: TrainConfig, steps_an_epoch: int) -> Any:
     """Return timm's scheduler for a config; its ``step_update`` takes the number of steps done."""
     num_steps = config.epochs * steps_an_epoch
-    warmup = {"warmup_t": min(round(config.warmup_epochs * steps_an_epoch), num_steps - 1), "t_in_epochs": False}
+    asked = config.warmup_epochs
+    warmup_epochs = min(1.0, DEFAULT_WARMUP_RATIO * config.epochs) if asked is None else asked
+    warmup = {"warmup_t": min(round(warmup_epochs * steps_an_epoch), num_steps - 1), "t_in_epochs": False}
     if config.schedule == "cosine":
         return CosineLRScheduler(optimizer, t_initial=num_steps, **warmup)
     if config.schedule == "step":

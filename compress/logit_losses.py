@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-DKD_TARGET_WEIGHT, DKD_OTHERS_WEIGHT = 1.0, 8.0  # alpha and beta of Zhao et al. on CIFAR
 DIST_INTER_WEIGHT, DIST_INTRA_WEIGHT = 2.0, 2.0  # beta and gamma of Huang et al.
 STANDARD_DEVIATION_FLOOR = 1e-7
 
@@ -40,8 +39,8 @@ def ls_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kd_loss(_standardized(student), _standardized(teacher), temperature)
 
 
-def dkd_loss(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Return the decoupled loss of Zhao et al. 2022 (https://arxiv.org/abs/2203.08679, equation 7), with its weights.
+def dkd_loss(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, beta: float) -> Tensor:
+    """Return the decoupled loss of Zhao et al. 2022 (https://arxiv.org/abs/2203.08679, equation 7), with alpha 1.
 
     Two divergences that `kd_loss` couples by the teacher's confidence are weighted apart: of the target against all
     other classes, and among the other classes.
@@ -51,11 +50,12 @@ def dkd_loss(student: Tensor, teacher: Tensor, targets: Tensor, temperature: flo
         teacher: Logits (N, K).
         targets: Classes (N,).
         temperature: T.
+        beta: Weight of the divergence among the other classes.
     """
     is_target = functional.one_hot(targets, student.shape[1]).bool()
     target_divergence = _divergence(*(_target_or_not(one / temperature, is_target) for one in (student, teacher)))
     others_divergence = _divergence(*(_among_others(one / temperature, is_target) for one in (student, teacher)))
-    return temperature**2 * (DKD_TARGET_WEIGHT * target_divergence + DKD_OTHERS_WEIGHT * others_divergence)
+    return temperature**2 * (target_divergence + beta * others_divergence)
 
 
 def dist_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -15,9 +15,10 @@ from compress.training_step import TrainBatch, epoch_batches, prepare_loop, trai
 from core.data import Data
 from core.errors import ToolError
 from core.predict import check_reads
+from core.processes import num_processes
 from core.progress import Progress, no_progress
 from core.result import Report
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, with_activation
 
 LOWEST_LR, HIGHEST_LR = 1e-6, 10.0
 NUM_STEPS = 100
@@ -58,13 +59,18 @@ def lr_range_test(
         progress: Told of every step.
 
     Raises:
-        ToolError: The optimizer searches its own steps, the data has no labels, or the model cannot read it.
+        ToolError: The optimizer searches its own steps, several processes run, the data has no labels, or the model
+            cannot read it.
     """
     if config.optimizer in FULL_BATCH_OPTIMIZERS:
         raise ToolError(f"{config.optimizer} searches the length of its steps itself; it has no learning rate")
     if not data.split("train").is_labelled:
         raise ToolError(f"{data.reference} has no labels to train on")
+    if num_processes() > 1:
+        raise ToolError("the learning-rate range test runs in one process; start it without torchrun")
     check_reads(model, data)
+    if config.activation is not None:
+        model = with_activation(model, config.activation)
 
     def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
         return task_loss(logits, batch.targets, config.loss, config.label_smoothing)

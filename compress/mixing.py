@@ -27,7 +27,7 @@ def mixing(mixup: float, cutmix: float, num_classes: int) -> Mix | None:
     choice = v2.RandomChoice(transforms)
 
     def mix(images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, shares = choice(images.float(), targets)
+        mixed, shares = choice(images.float(), targets.clamp_min(0))  # shares of unlabelled samples are not read
         return mixed, shares
 
     return mix

@@ -14,6 +14,7 @@ from torch import Tensor
 from compress.accelerator import start_accelerator
 from compress.train_config import TrainConfig
 from core.machine import has_bfloat16
+from core.processes import num_processes
 from core.torch_model import TorchModel, example_inputs
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ def _measured(
     student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Speed]
 ) -> tuple[Speed, tuple[Tried, ...]]:
     chosen, *others = candidates
-    batch_size = config.batch_size // config.accumulation_steps
-    stopwatch = _Stopwatch(student, batch_size, start_accelerator().device)
+    part_size = config.batch_size // config.accumulation_steps // num_processes()
+    stopwatch = _Stopwatch(student, part_size, start_accelerator().device)
     tried = {chosen: stopwatch.time(chosen)}
     if _seconds(tried[chosen], num_steps) < WORTH_A_TRIAL_SECONDS:
         return chosen, tuple(tried.values())
@@ -116,6 +117,8 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
     else:
         precisions = ["float32", "bfloat16"] if _multiplies_bfloat16(device) else ["float32"]
     compiles = [config.compile] if config.compile is not None else [False, True]
+    if config.compile is None and num_processes() > 1:
+        compiles = [False]  # what is timed here is one process's step, not what compiling makes of their exchange
     return [
         Speed(precision, layout, compiled)
         for compiled in compiles
@@ -160,8 +163,8 @@ class _Stopwatch:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=speed.use_bfloat16):
             logits = run(inputs)
         torch.autograd.backward(logits.float().square().mean())
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
         return time.perf_counter() - started
 
 

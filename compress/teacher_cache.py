@@ -5,6 +5,7 @@ A row is written before it is marked as known, so that a run killed in between o
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compress.accelerator import start_accelerator
 from core.errors import ToolError
 from core.whole_output import whole_file
 
@@ -37,7 +39,8 @@ class TeacherCache:
         self._shape = (num_samples, num_outputs)
         self._limit_bytes = limit_bytes
         self._open: dict[int, tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None] = {}
-        _check(folder, description)
+        with start_accelerator().main_process_first():
+            _check(folder, description)
 
     def read(self, variant: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits float32 (N, num_outputs) of samples, and which of them are known, bool (N,)."""
@@ -77,9 +80,11 @@ class TeacherCache:
             return True
         if None not in self._open.values():
             logger.warning(
-                "the teacher cache %s is full (%.2g of %.2g GB); the teacher runs for what it does not hold",
+                "the teacher cache %s is full: it holds %.3g GB, one more augmentation takes %.3g, teacher_cache_gb "
+                "is %.3g; the teacher runs for what it does not hold",
                 self._folder,
                 used / 1e9,
+                needed / 1e9,
                 self._limit_bytes / 1e9,
             )
         return False
@@ -90,7 +95,7 @@ def _check(folder: Path, description: Description) -> None:
     path = folder / DESCRIPTION
     wanted = json.loads(json.dumps(description))
     if not path.exists():
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        if folder.is_file() or (folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir())):
             raise ToolError(f"{folder} is no teacher cache and not empty; name another folder")
         with whole_file(path) as part:
             part.write_text(json.dumps(wanted, indent=2))
@@ -113,7 +118,10 @@ def _brief(found: Any, name: str) -> Any:
 
 def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.memmap[Any, Any]":
     size = int(dtype.itemsize * np.prod(shape))
-    if not path.exists() or path.stat().st_size != size:
-        with path.open("ab") as file:  # appending: another process may hold rows in it already
-            file.truncate(size)
-    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+    try:
+        if not path.exists() or path.stat().st_size != size:
+            with path.open("ab") as file:  # appending: another process may hold rows in it already
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail here and not on a write to memory
+        return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
+    except OSError as error:
+        raise ToolError(f"cannot write the teacher cache {path.parent}: {error.strerror}") from error

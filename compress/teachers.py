@@ -51,20 +51,21 @@ def asking(
     Raises:
         ToolError: Features are wanted of an ONNX file, or of a module that is not there.
     """
-    runs = [_logits_run(one, data, provider, threads) for one in teachers]
     if not feature_paths:
+        runs = [_logits_run(one, data, provider, threads) for one in teachers]
         return lambda batch: Answer(tuple(run(batch) for run in runs))
     with_features = _features_run(teachers[0], data, feature_paths)
+    others = [_logits_run(one, data, provider, threads) for one in teachers[1:]]
 
     def ask(batch: TrainBatch) -> Answer:
         logits, features = with_features(batch)
-        return Answer((logits, *(run(batch) for run in runs[1:])), features)
+        return Answer((logits, *(run(batch) for run in others)), features)
 
     return ask
 
 
 def asking_once(ask: Ask, cache: TeacherCache, num_teachers: int) -> Ask:
-    """Return the function that takes from the cache what it holds, and asks for the rest only."""
+    """Return the function that takes from the cache what it holds, and asks for the rest only, in float32."""
 
     def ask_once(batch: TrainBatch) -> Answer:
         positions = batch.positions.cpu()
@@ -110,8 +111,8 @@ def _features_run(
 
 
 def _only(batch: TrainBatch, which: Tensor) -> TrainBatch:
-    """Return the chosen samples of a batch."""
+    """Return the chosen samples of a batch, to be answered in float32 whatever the student runs in."""
     which = which.to(batch.samples.device)
     return TrainBatch(
-        batch.samples[which], batch.targets[which], batch.positions[which], batch.variant, batch.use_bfloat16
+        batch.samples[which], batch.targets[which], batch.positions[which], batch.variant, use_bfloat16=False
     )

@@ -28,7 +28,8 @@ class TrainConfig:
         momentum: Momentum of sgd; the others ignore it.
         schedule: How the learning rate falls: ``cosine`` and ``linear`` to 0, ``polynomial`` (squared) to 0, ``step``
             to a tenth at each third of the epochs, or ``constant``.
-        warmup_epochs: Epochs over which the learning rate rises linearly from 0.
+        warmup_epochs: Epochs over which the learning rate rises linearly from 0; None takes one, or a tenth of the run
+            where that is shorter.
         clip_grad_norm: Scale gradients down to at most this norm; 0 leaves them.
         ema_decay: Judge and keep an exponential moving average of the weights, such as 0.999 a step; 0 for none.
         patience: Stop after this many epochs without a better validation accuracy; 0 never stops early.
@@ -46,6 +47,8 @@ class TrainConfig:
             (Huang et al. 2016, https://arxiv.org/abs/1603.09382); None leaves them.
         activation: Put this activation in place of the student's before training; None leaves them.
         freeze: Paths of modules that are not trained, their batch-norm statistics included.
+        resized_crop: Least share of an image's area that a random crop keeps, in (0, 1], of an aspect ratio between 3:4
+            and 4:3, scaled back to full size (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842); 1 for none.
         crop_padding: Pixels a side of zero padding before a random crop; 0 for none.
         flip: Mirror half of the images left to right.
         shear: Largest random horizontal shear either way, in degrees.
@@ -69,7 +72,7 @@ class TrainConfig:
     lr: float = 0.05
     momentum: float = 0.9
     schedule: Schedule = "cosine"
-    warmup_epochs: float = 1.0
+    warmup_epochs: float | None = None
     clip_grad_norm: float = 0.0
     ema_decay: float = 0.0
     patience: int = 0
@@ -83,6 +86,7 @@ class TrainConfig:
     stochastic_depth: float | None = None
     activation: Activation | None = None
     freeze: tuple[str, ...] = ()
+    resized_crop: float = 1.0
     crop_padding: int = 0
     flip: bool = False
     shear: float = 0.0
@@ -99,7 +103,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            require(value >= least, f"{name} is {value}; it must {_at_least(least)}")
+            require(value is None or value >= least, f"{name} is {value}; it must {_at_least(least)}")
         require(self.lr > 0, f"lr is {self.lr}; it must be above 0")
         for name in _BELOW_ONE:
             value = getattr(self, name)
@@ -113,6 +117,7 @@ class TrainConfig:
             self.rand_augment <= MAX_RAND_AUGMENT,
             f"rand_augment is {self.rand_augment}; a magnitude is at most {MAX_RAND_AUGMENT}",
         )
+        require(0 < self.resized_crop <= 1, f"resized_crop is {self.resized_crop}; it must be in (0, 1]")
         if self.optimizer in FULL_BATCH_OPTIMIZERS:
             _require_deterministic(self)
 
@@ -136,7 +141,18 @@ _AT_LEAST = {
     "augmentations": 0,
 }
 _BELOW_ONE = ("momentum", "ema_decay", "label_smoothing", "dropout", "stochastic_depth", "zoom")
-_RANDOM = ("crop_padding", "flip", "shear", "zoom", "rand_augment", "mixup", "cutmix", "dropout", "stochastic_depth")
+_RANDOM = (
+    "resized_crop",
+    "crop_padding",
+    "flip",
+    "shear",
+    "zoom",
+    "rand_augment",
+    "mixup",
+    "cutmix",
+    "dropout",
+    "stochastic_depth",
+)
 _OF_STEPS = ("ema_decay", "clip_grad_norm")
 
 
@@ -147,7 +163,7 @@ def _at_least(least: int) -> str:
 def _require_deterministic(config: TrainConfig) -> None:
     """Raise for what a line search cannot serve: the loss must be the same function of the weights at each look."""
     for name in (*_RANDOM, *_OF_STEPS):
-        if getattr(config, name):
+        if getattr(config, name) and getattr(config, name) != TrainConfig.__dataclass_fields__[name].default:
             reason = "draws anew each time" if name in _RANDOM else "belongs to optimizers that go batch by batch"
             require(
                 False,

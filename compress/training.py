@@ -164,7 +164,7 @@ class _Run:
     def goes_on(self) -> bool:
         """Tell whether another epoch is due."""
         config, state = self.loop.config, self.state
-        without_better = state.next_epoch - 1 - state.best_epoch
+        without_better = state.next_epoch - 1 - state.improved_epoch
         stops_early = bool(config.patience) and state.next_epoch > 0 and without_better >= config.patience
         return state.next_epoch < config.epochs and not stops_early
 
@@ -185,12 +185,20 @@ def _speed(
 ) -> tuple[Speed, tuple[Tried, ...]]:
     """Choose how to run the student; a run that goes on keeps its choice, on which its results depend."""
     note = workspace / SPEED_NOTE if workspace else None
-    noted = json.loads(note.read_text()) if note is not None and note.exists() else None
+    noted = _noted_speed(note) if note is not None and note.exists() else None
     start_accelerator().wait_for_everyone()  # so that every process reads before one writes
     if noted is not None and noted["key"] == key:
         return Speed(**noted["speed"]), tuple(Tried(**one) for one in noted["tried"])
     num_steps = config.epochs * max(len(split) // config.batch_size, 1) * config.accumulation_steps
     return choose_speed(student, config, num_steps)
+
+
+def _noted_speed(note: Path) -> dict[str, Any] | None:
+    try:
+        noted: dict[str, Any] = json.loads(note.read_text())
+    except ValueError:  # the disk has damaged it
+        return None
+    return noted
 
 
 def _note_speed(speed: Speed, tried: tuple[Tried, ...], key: str, workspace: Path) -> None:
@@ -236,6 +244,8 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     losses: list[Tensor] = []
     check_every = 1 if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
     train_mode(loop)
+    if loop.accelerator.num_processes > 1:
+        torch.manual_seed(config.seed + epoch * loop.accelerator.num_processes + loop.accelerator.process_index)
     for index, batch in enumerate(epoch_batches(loop, epoch)):
         schedule.step_update(epoch * num_steps + index)
         losses.append(train_step(loop, batch))
@@ -277,6 +287,8 @@ def _modules(loop: Loop) -> dict[str, nn.Module]:
 def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry: dict[str, Any]) -> None:
     """Record a finished epoch; among equals the later one is kept, trained at the lower learning rate."""
     state.metrics.append(entry)
+    if accuracy > state.best_accuracy:
+        state.improved_epoch = state.next_epoch
     if accuracy >= state.best_accuracy:
         state.best_accuracy, state.best_epoch = accuracy, state.next_epoch
         state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

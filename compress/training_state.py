@@ -6,6 +6,7 @@ is written or read.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from core.checkpoint import read_tensors
 from core.errors import ToolError
 from core.whole_output import whole_file
 
+logger = logging.getLogger(__name__)
+
 STATES = ("state-0.safetensors", "state-1.safetensors")
 
 
@@ -31,7 +34,8 @@ class TrainingState:
     Attributes:
         next_epoch: Index of the first epoch that is not done.
         best_accuracy: Highest validation accuracy so far, in percent.
-        best_epoch: The epoch that reached it.
+        best_epoch: The last epoch that reached it.
+        improved_epoch: The first epoch that reached it.
         best_weights: The student's tensors then.
         metrics: One entry per finished epoch.
     """
@@ -39,6 +43,7 @@ class TrainingState:
     next_epoch: int = 0
     best_accuracy: float = -1.0
     best_epoch: int = -1
+    improved_epoch: int = -1
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -82,6 +87,7 @@ def save_state(
         "next_epoch": state.next_epoch,
         "best_accuracy": state.best_accuracy,
         "best_epoch": state.best_epoch,
+        "improved_epoch": state.improved_epoch,
         "metrics": state.metrics,
         "optimizer": scalars,
     }
@@ -101,8 +107,11 @@ def load_state(
     generator: torch.Generator,
 ) -> TrainingState:
     """Restore a run's state in place and return it; a fresh state when there is none for this very run."""
-    found = [state for name in STATES if (state := _read(folder / name)) and state[0]["key"] == key]
+    there = [state for name in STATES if (state := _read(folder / name))]
+    found = [state for state in there if state[0]["key"] == key]
     if not found:
+        if there:
+            logger.warning("the unfinished run in %s had other settings; starting anew in its place", folder)
         return TrainingState()
     described, tensors = max(found, key=lambda state: int(state[0]["next_epoch"]))
     for name, module in modules.items():
@@ -122,6 +131,7 @@ def load_state(
         next_epoch=described["next_epoch"],
         best_accuracy=described["best_accuracy"],
         best_epoch=described["best_epoch"],
+        improved_epoch=described["improved_epoch"],
         best_weights=_under("best", tensors),
         metrics=described["metrics"],
     )

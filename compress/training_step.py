@@ -1,7 +1,7 @@
 """One optimizer step, and everything it needs: set up once a run, used by training and by the learning-rate test."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,16 @@ from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_
 from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
 from compress.speed_trial import Speed
-from compress.sync_batch_norm import synchronise_batch_norm
+from compress.sync_batch_norm import synchronised_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from core.data import Split, loader, raised
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, normalise
+from core.processes import num_processes
 from core.torch_model import TorchModel
 
-IMAGE_AUGMENTATIONS = ("crop_padding", "flip", "shear", "zoom", "rand_augment", "mixup", "cutmix")
+SAMPLE_AUGMENTATIONS = ("resized_crop", "crop_padding", "flip", "shear", "zoom", "rand_augment")
+IMAGE_AUGMENTATIONS = (*SAMPLE_AUGMENTATIONS, "mixup", "cutmix")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ class TrainBatch:
     use_bfloat16: bool
 
     def split(self, num_parts: int) -> list["TrainBatch"]:
-        """Cut the batch into parts of nearly equal size."""
+        """Cut the batch into parts of nearly equal size, fewer where a part would hold less than two samples."""
+        num_parts = min(num_parts, max(len(self.samples) // 2, 1))
         parts = zip(*(one.tensor_split(num_parts) for one in (self.samples, self.targets, self.positions)), strict=True)
         return [
             TrainBatch(samples, targets, positions, self.variant, self.use_bfloat16)
@@ -122,11 +125,8 @@ def prepare_loop(
     """
     check_augmentable(student, config)
     accelerator = start_accelerator()
-    if config.batch_size % accelerator.num_processes:
-        raise ToolError(
-            f"batch_size is {config.batch_size}; it must be a multiple of the {accelerator.num_processes} processes "
-            "that share each batch"
-        )
+    if accelerator.num_processes > 1:
+        _check_shareable(split, config, accelerator.num_processes)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     layout = torch.channels_last if speed.channels_last else torch.contiguous_format
@@ -138,13 +138,13 @@ def prepare_loop(
     frozen = frozen_modules(module, config.freeze) if config.freeze else []
     average = ModelEmaV3(module, decay=config.ema_decay) if config.ema_decay else None
     if accelerator.num_processes > 1:
-        synchronise_batch_norm(module)
+        module = synchronised_batch_norm(module, accelerator.device)
     trainee = wrap(module).to(accelerator.device)
     sees_all_at_once = config.optimizer in FULL_BATCH_OPTIMIZERS
     batches = loader(
         split,
         student.preprocessing,
-        config.batch_size,
+        part_size(config) if sees_all_at_once else config.batch_size,
         generator=None if sees_all_at_once else generator,
         drop_last=len(split) > config.batch_size and not sees_all_at_once,  # a last batch of one breaks batch norm
     )
@@ -181,19 +181,42 @@ def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
     """Raise `ToolError` where images are to be augmented and the samples are none."""
-    asked = [name for name in IMAGE_AUGMENTATIONS if getattr(config, name)]
+    asked = asked_augmentations(config, IMAGE_AUGMENTATIONS)
     if asked and student.preprocessing.image_size is None:
         verb = "augments" if len(asked) == 1 else "augment"
         raise ToolError(f"{' and '.join(asked)} {verb} images; the samples have shape {student.inputs[0].shape}")
 
 
+def asked_augmentations(config: TrainConfig, among: Sequence[str]) -> list[str]:
+    """Return the settings, of some, that differ from their defaults, which change nothing."""
+    defaults = TrainConfig()
+    return [name for name in among if getattr(config, name) != getattr(defaults, name)]
+
+
+def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> None:
+    if config.batch_size % num_processes:
+        raise ToolError(
+            f"batch_size is {config.batch_size}; it must be a multiple of the {num_processes} processes that share "
+            "each batch"
+        )
+    if part_size(config) < 2:
+        raise ToolError(
+            f"a batch of {config.batch_size} over {num_processes} processes in {config.accumulation_steps} "
+            "accumulation steps leaves less than 2 samples a step"
+        )
+    if split.skipped is not None:
+        raise ToolError("--skip-bad works in one process: several must agree on every batch; replace the bad samples")
+
+
 def part_size(config: TrainConfig) -> int:
-    """Return how many samples are computed at once."""
-    return config.batch_size // config.accumulation_steps
+    """Return how many samples a process computes at once."""
+    return config.batch_size // config.accumulation_steps // num_processes()
 
 
 def variant_of(config: TrainConfig, epoch: int) -> int:
-    """Return which of a sample's augmentations an epoch sees."""
+    """Return which of a sample's augmentations an epoch sees; without any there is only one."""
+    if not asked_augmentations(config, SAMPLE_AUGMENTATIONS):
+        return 0
     return epoch % config.augmentations if config.augmentations else epoch
 
 
@@ -207,6 +230,7 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
             samples = augment(
                 samples,
                 drawn[raw.positions],
+                resized_crop=config.resized_crop,
                 crop_padding=config.crop_padding,
                 flip=config.flip,
                 shear=config.shear,
@@ -255,15 +279,21 @@ def train_mode(loop: Loop) -> None:
 
 
 def accuracy_on(loop: Loop, split: Split) -> float:
-    """Return the accuracy on a split of the weights that count, in percent; needs no more memory than training."""
+    """Return the accuracy on a split of the weights that count, in percent; needs no more memory than training.
+
+    Processes share the split, and all are told the same figure.
+    """
     device, num_correct, num_seen = loop.accelerator.device, 0, 0
+    rank, num_ranks = loop.accelerator.process_index, loop.accelerator.num_processes
+    split = split.take(torch.arange(rank, len(split), num_ranks))
     judged = loop.judged.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
         for batch in raised(loader(split, loop.preprocessing, part_size(loop.config)), split):
             inputs = normalise(batch.samples.to(device), loop.preprocessing)
             num_correct += int((judged(inputs).argmax(1).cpu() == batch.targets).sum())
             num_seen += len(batch.samples)
-    return 100 * num_correct / num_seen
+    counts = loop.accelerator.reduce(torch.tensor([num_correct, num_seen], device=device), reduction="sum")
+    return 100 * int(counts[0]) / int(counts[1])
 
 
 def _synchronised(loop: Loop, is_last: bool) -> Any:

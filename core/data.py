@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import ToolError
+from core.errors import ToolError, UnreadableSampleError
 from core.preprocessing import Preprocessing, fit_images, normalise
 from core.skipped_samples import SkippedSamples
 
@@ -255,6 +255,8 @@ def loader(
         generator=generator,
         drop_last=drop_last,
         num_workers=split.samples.num_workers,
+        persistent_workers=generator is not None and split.samples.num_workers > 0,  # training comes back every epoch
+        pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
     )
 
@@ -270,7 +272,8 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
             raise batch
         if split.skipped is not None:
             split.skipped.note(batch.skipped)
-        yield batch
+        if len(batch.samples):
+            yield batch
 
 
 def spread(length: int, count: int) -> Tensor:
@@ -306,24 +309,29 @@ class _Fetching(Dataset[Fetched]):
     def __getitems__(self, positions: list[int]) -> Fetched:
         try:
             return self._fetch(positions)
-        except ToolError as error:
+        except UnreadableSampleError as error:
             return self._fetch_good(positions) if self._skips else error
+        except ToolError as error:
+            return error
 
     def _fetch(self, positions: list[int], skipped: tuple[str, ...] = ()) -> RawBatch:
         indices = self._split.indices[positions]
         samples = self._split.samples.fetch(indices.tolist(), self._preprocessing)
         return RawBatch(samples, self._split.targets[indices], torch.tensor(positions), skipped)
 
-    def _fetch_good(self, positions: list[int]) -> Fetched:
-        """Fetch one by one what can be fetched; an error where that is nothing."""
+    def _fetch_good(self, positions: list[int]) -> RawBatch:
+        """Fetch one by one what can be fetched, which may be nothing."""
         good, errors = [], []
         for position in positions:
             try:
                 self._fetch([position])
                 good.append(position)
-            except ToolError as error:
-                errors.append(error)
-        return self._fetch(good, tuple(str(error) for error in errors)) if good else errors[0]
+            except UnreadableSampleError as error:
+                errors.append(str(error))
+        if not good:
+            nothing = torch.empty(0, dtype=torch.int64)
+            return RawBatch(nothing, nothing, nothing, tuple(errors))
+        return self._fetch(good, tuple(errors))
 
 
 def _as_it_is(batch: Any) -> Any:

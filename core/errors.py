@@ -17,6 +17,10 @@ class InvalidValueError(ToolError, ValueError):
     """A configuration value lies outside what the stage accepts."""
 
 
+class UnreadableSampleError(ToolError):
+    """One sample is damaged; others may be read without it."""
+
+
 class GateMissedError(ToolError):
     """The work ran to its end and the result misses a limit that was asked for."""
 

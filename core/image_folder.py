@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from core.data import UNLABELLED
-from core.errors import ToolError
+from core.errors import ToolError, UnreadableSampleError
 from core.preprocessing import Preprocessing, fit_images
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
@@ -53,7 +53,7 @@ def decode(source: Path | BinaryIO, mode: str, name: Callable[[], str] | None = 
         name: What to call it in an error; the path by default.
 
     Raises:
-        ToolError: The file is not an image or is cut short.
+        UnreadableSampleError: It is not an image or is cut short.
     """
     try:
         with Image.open(source) as opened:
@@ -63,7 +63,8 @@ def decode(source: Path | BinaryIO, mode: str, name: Callable[[], str] | None = 
             decoded: Tensor = pil_to_tensor(image.convert(mode))
             return decoded
     except UNREADABLE as error:
-        raise ToolError(f"cannot read the image {name() if name else source}: {error}; replace or remove it") from error
+        called = name() if name else source
+        raise UnreadableSampleError(f"cannot read the image {called}: {error}; replace or remove it") from error
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from core.processes import num_local_processes
+
 PACKAGES = (
     "onnxpress",
     "torch",
@@ -47,10 +49,13 @@ def package_versions() -> dict[str, str]:
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use: its affinity and its container's CPU limit are respected."""
+    """Return the number of cores this process may use.
+
+    Its affinity and its container's CPU limit are respected, and the processes of one training share them.
+    """
     from joblib import cpu_count
 
-    return int(cpu_count())
+    return max(int(cpu_count()) // num_local_processes(), 1)
 
 
 @cache

@@ -65,6 +65,7 @@ def predict(
     *,
     batch_size: int = 256,
     limit: int | None = None,
+    device: str = "cpu",
     provider: str = "cpu",
     threads: int = 0,
 ) -> tuple[FloatArray, np.ndarray]:
@@ -75,7 +76,7 @@ def predict(
     """
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
-    run = logits_of(model, provider=provider, threads=threads, spinning=True)
+    run = logits_of(model, device=device, provider=provider, threads=threads, spinning=True)
     fixed = model.inputs[0].shape[0] if isinstance(model, OnnxModel) and model.inputs[0].shape else None
     if isinstance(fixed, int):
         batch_size = fixed
@@ -88,7 +89,7 @@ def predict(
     logits, targets = [], []
     with _one_torch_thread() if isinstance(model, OnnxModel) else nullcontext():
         for inputs, classes in batches(data.split(split), preprocessing, batch_size, limit=limit):
-            logits.append(run(inputs).numpy())
+            logits.append(run(inputs.to(device)).cpu().numpy())
             targets.append(classes.numpy())
     found = np.concatenate(logits)
     if found.ndim != 2 or (data.labels and found.shape[1] != len(data.labels)):

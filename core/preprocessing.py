@@ -1,6 +1,7 @@
 """How a raw sample becomes a model's input; travels with the model, in its checkpoint and in its ONNX file."""
 
 import math
+from functools import cache
 
 import torch
 from pydantic import BaseModel
@@ -65,10 +66,15 @@ def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
         inputs = inputs * preprocessing.scale
     if preprocessing.mean:
         per_channel = (1, -1) + (1,) * (inputs.ndim - 2)
-        mean = torch.tensor(preprocessing.mean, device=inputs.device).view(per_channel)
-        std = torch.tensor(preprocessing.std, device=inputs.device).view(per_channel)
-        inputs = (inputs - mean) / std
+        mean, std = (_on(inputs.device, values) for values in (preprocessing.mean, preprocessing.std))
+        inputs = (inputs - mean.view(per_channel)) / std.view(per_channel)
     return inputs
+
+
+@cache
+def _on(device: torch.device, values: tuple[float, ...]) -> Tensor:
+    """Keep constants on their device: copying them for every batch would wait for it."""
+    return torch.tensor(values, device=device)
 
 
 def _resize_and_crop(images: Tensor, preprocessing: Preprocessing) -> Tensor:

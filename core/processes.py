@@ -8,6 +8,16 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def num_local_processes() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Return which of this machine's processes this is, from 0: its GPU has the same number."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_main_process() -> bool:
     """Tell whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"

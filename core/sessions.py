@@ -12,6 +12,7 @@ import onnxruntime
 from core.errors import ToolError, did_you_mean
 from core.machine import available_cores
 from core.onnx_model import OnnxModel
+from core.processes import local_rank
 from core.references import missing_path
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -76,7 +77,8 @@ def open_session(
         with redirect_stdout(io.StringIO()):  # it prints what it does not find
             onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=[name])
+        settings = {"device_id": local_rank()} if name == PROVIDERS["cuda"] else {}
+        session = onnxruntime.InferenceSession(path, options, providers=[(name, settings)])
     except Exception as error:
         if not _is_onnxruntime_error(error):
             raise

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.data import UNLABELLED
-from core.errors import ToolError
+from core.errors import ToolError, UnreadableSampleError
 from core.image_folder import SUFFIXES, UNREADABLE, decode
 from core.preprocessing import Preprocessing, fit_images
 
@@ -62,7 +62,12 @@ class ShardSamples:
         return found
 
     def _decode(self, index: int) -> Tensor:
-        return decode(io.BytesIO(self._read(index)), self.mode, name=lambda: self._name(index))
+        try:
+            contents = self._read(index)
+        except OSError as error:
+            shard = self.shards[self.places[index, 0]]
+            raise UnreadableSampleError(f"cannot read sample {index} of the shard {shard}: {error}") from error
+        return decode(io.BytesIO(contents), self.mode, name=lambda: self._name(index))
 
     def _read(self, index: int) -> bytes:
         shard, offset, length = self.places[index].tolist()

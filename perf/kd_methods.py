@@ -24,9 +24,11 @@ from compress.training_state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.history import digest_of
 from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_torch_model
 from core.predict import accuracy, predict
+from core.references import existing_sha256
 from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
 from stages import save_trained
@@ -36,12 +38,13 @@ LEAST_GAIN = 0.5
 FACTORY = "recipes/cifar_resnet.py"
 SHARED = {"lr": 0.1, "crop_padding": 4, "flip": True}
 NO_TEACHER = "none"
-# Ratios are those that the methods' authors trained with, as shares: DKD and DIST weigh labels and teacher alike.
+# Ratios and temperatures are near what the methods' authors train with, as far as a share can be: theirs are factors,
+# whose sum scales the learning rate too. DKD's beta is its authors' for this pair.
 METHODS: dict[str, dict[str, Any]] = {
     NO_TEACHER: {},
     "kd": {"method": "kd", "kd_ratio": 0.9},
-    "ls": {"method": "ls", "kd_ratio": 0.9},
-    "dkd": {"method": "dkd", "kd_ratio": 0.5},
+    "ls": {"method": "ls", "kd_ratio": 0.9, "temperature": 2.0},
+    "dkd": {"method": "dkd", "kd_ratio": 0.5, "dkd_beta": 2.0},
     "dist": {"method": "dist", "kd_ratio": 0.5},
     "kd + fitnet": {"method": "kd", "kd_ratio": 0.9, "hints": ("fitnet:layer3=layer3,weight=1",)},
     "kd + at": {"method": "kd", "kd_ratio": 0.9, "hints": ("at:layer2=layer2", "at:layer3=layer3")},
@@ -77,10 +80,12 @@ def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[st
     """Train one student unless that is done, and return its accuracies."""
     output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
     note = output / "accuracies.json"
-    if note.exists():
-        found: dict[str, Any] = json.loads(note.read_text())
-        return found
     settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
+    teachers = [existing_sha256(Path(one)) for one in (given.teacher_weights, given.teacher_file) if one]
+    key = digest_of([settings, teachers, data.fingerprint])
+    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
+    if found.get("key") == key:
+        return found
     student = load_torch_model(f"{FACTORY}:resnet20", data, seed=seed)
     print(f"{name}, seed {seed}", file=sys.stderr)
     with progress_shown(quiet=False) as progress:
@@ -101,6 +106,7 @@ def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[st
             )
     save_trained(result.model, result.report, output)
     found = {
+        "key": key,
         "test_accuracy": accuracy(*predict(result.model, data, "test")),
         "validation_accuracy": result.report.validation_accuracy,
         "samples_per_second": result.report.samples_per_second,

@@ -6,7 +6,8 @@ Usage: python perf/train_throughput.py --data cifar10.npz --teacher-weights resn
 ResNet-56 teaches ResNet-20, batch 128, crop and flip. All take turns of so many steps in one process, and the median of
 the turns' rates counts. The ceiling is the student's bare forward and backward on one made-up batch, run as the trial
 chose, without teacher, data or optimizer. Peers that are not installed are left out and named.
-Exits 3 when the cached loop makes less than 4x the plain loop's rate, or less than 80 % of the ceiling's.
+All run on the CPU. Exits 3 when the cached loop makes less than 4x the plain loop's rate, or less than 80 % of the
+ceiling's.
 """
 
 import argparse
@@ -59,6 +60,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
+    if torch.accelerator.is_available():
+        sys.exit("this compares loops on a CPU, and onnxpress would take the GPU: hide it with CUDA_VISIBLE_DEVICES=")
     try:
         with tempfile.TemporaryDirectory() as scratch:
             result = _measured(given, Path(scratch))

@@ -51,7 +51,14 @@ def test_flip_mirrors_about_half() -> None:
 
 
 def test_an_image_is_augmented_alike_whatever_batch_it_lands_in() -> None:
-    settings = {"crop_padding": 2, "flip": True, "shear": 10, "zoom": 0.2, "rand_augment_magnitude": 9}
+    settings = {
+        "crop_padding": 2,
+        "flip": True,
+        "shear": 10,
+        "zoom": 0.2,
+        "resized_crop": 0.5,
+        "rand_augment_magnitude": 9,
+    }
     batch, numbers = images(), drawn(6)
     together = augment(batch, numbers, **settings)
     order = torch.tensor([4, 1, 5])
@@ -96,6 +103,17 @@ def test_zoom_changes_the_size_of_things(share: float, is_wider: bool) -> None:
     square[..., 5:16, 5:16] = 255
     zoomed = augment(square, numbers(zoom=share), zoom=0.5)
     assert (int((zoomed > 127).sum()) > int((square > 127).sum())) == is_wider
+
+
+def test_a_resized_crop_shows_a_part_larger() -> None:
+    whole = torch.arange(40, dtype=torch.uint8).view(1, 1, 1, 40).expand(1, 1, 40, 40).contiguous()
+    found = augment(whole.expand(50, 1, 40, 40), drawn(50), resized_crop=0.25)[:, 0, 20].float()
+    spans = found.max(1).values - found.min(1).values
+    assert found.shape == (50, 40)
+    assert spans.min() >= 0.4 * 39  # half a side, at 3:4
+    assert spans.max() <= 39
+    assert spans.std() > 3
+    assert torch.equal(augment(whole, numbers(), resized_crop=1.0), whole)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

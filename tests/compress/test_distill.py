@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch.nn import functional
@@ -16,7 +17,7 @@ from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
-from core.onnx_model import OnnxModel
+from core.onnx_model import OnnxModel, open_onnx
 from core.torch_model import InputSpec, TorchModel
 
 
@@ -153,3 +154,23 @@ def test_a_loss_that_reads_labels_is_refused_where_there_are_none(
 def test_finetuning_without_labels_is_refused(untrained: TorchModel, digits: Data, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match="has no labels to train on; distil from a teacher with kd_ratio 1"):
         finetune(untrained, unlabelled(digits, tmp_path), FinetuneConfig())
+
+
+def test_unlabelled_samples_may_be_mixed(
+    untrained: TorchModel, trained: TorchModel, digits: Data, tmp_path: Path
+) -> None:
+    config = DistillConfig(kd_ratio=1.0, epochs=1, batch_size=32, mixup=0.2)
+    report = distill(untrained, trained, unlabelled(digits, tmp_path), config).report
+    assert report.metrics[0]["train_loss"] > 0
+
+
+def test_a_teacher_of_a_fixed_batch_is_refused(
+    untrained: TorchModel, exported: OnnxModel, few_digits: Data, tmp_path: Path
+) -> None:
+    proto = onnx.load(exported.path)
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    with pytest.raises(
+        ToolError, match=r"fixed\.onnx has its batch fixed at 4, and training makes batches of any size"
+    ):
+        distill(untrained, open_onnx(tmp_path / "fixed.onnx"), few_digits, DistillConfig())

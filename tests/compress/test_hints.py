@@ -220,3 +220,19 @@ def test_a_wider_teacher_is_compared_through_an_adapter(tiny: str, untrained: To
     wide = load_torch_model(f"{tiny}:cnn,width=24", few_digits)
     report = distill(untrained, wide, few_digits, DistillConfig(epochs=1, batch_size=64, hints=("fitnet:3=3",))).report
     assert report.metrics[0]["train_loss"] > 0
+
+
+def test_a_feature_is_kept_as_its_module_put_it_out() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+    inputs = torch.randn(5, 3)
+    _, (feature,) = Tapped(net, ["0"], "student")(inputs)
+    assert torch.equal(feature, net[0](inputs))
+    assert (feature < 0).any()
+
+
+def test_equal_samples_have_no_relations() -> None:
+    rows = torch.ones(4, 3, requires_grad=True)
+    loss = rkd_loss(rows, feature(4, 5, seed=1).float())
+    loss.backward()
+    assert loss.isfinite()
+    assert rows.grad.isfinite().all()

@@ -55,7 +55,7 @@ Loss = Callable[[Tensor, Tensor, float], Tensor]
 LOSSES: dict[str, tuple[Loss, Callable[[np.ndarray, np.ndarray, float], float]]] = {
     "kd": (kd_loss, reference_kd),
     "ls": (ls_loss, reference_ls),
-    "dkd": (lambda student, teacher, temperature: dkd_loss(student, teacher, TARGETS, temperature), reference_dkd),
+    "dkd": (lambda student, teacher, temperature: dkd_loss(student, teacher, TARGETS, temperature, 8.0), reference_dkd),
     "dist": (dist_loss, reference_dist),
 }
 

@@ -38,3 +38,11 @@ def test_the_plot_shows_the_suggestion_and_loads_nothing(untrained: TorchModel, 
     page = lr_range_plot(report)
     assert f"suggested: {report.suggested_lr:.2g}" in page
     assert 'src="http' not in page
+
+
+def test_several_processes_cannot_share_the_test(
+    untrained: TorchModel, few_digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ToolError, match="the learning-rate range test runs in one process"):
+        lr_range_test(untrained, few_digits, FinetuneConfig())

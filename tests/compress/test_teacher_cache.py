@@ -111,6 +111,18 @@ def test_a_full_cache_stops_growing_and_the_teacher_runs_again(
     assert cached == pytest.approx(curve(untrained, trained, few_digits, None), rel=1e-6)
 
 
+def test_without_augmentation_the_teacher_runs_once(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, trained, few_digits, tmp_path / "cache", crop_padding=0, flip=False, augmentations=0)
+    assert num_runs() == 4
+
+
+def test_what_a_kill_left_half_written_does_not_block(tmp_path: Path) -> None:
+    (tmp_path / ".teacher-cache.part.json").write_text("{")
+    TeacherCache(tmp_path, {"data": "x"}, num_samples=1, num_outputs=1, limit_bytes=10)
+
+
 def test_changed_data_is_refused(untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
     curve(untrained, trained, few_digits, tmp_path / "cache")
     changed = dataclasses.replace(few_digits, fingerprint="changed")

@@ -16,6 +16,7 @@ from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.train_config import TrainConfig
 from compress.training_state import partial_folder
+from compress.training_step import variant_of
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
@@ -218,10 +219,18 @@ def test_the_average_survives_an_interruption(untrained: TorchModel, few_digits:
 
 
 def test_patience_ends_a_run_that_no_longer_improves(untrained: TorchModel, few_digits: Data) -> None:
-    config = FinetuneConfig(epochs=9, batch_size=64, lr=1e-9, patience=2)
+    config = FinetuneConfig(epochs=30, batch_size=32, lr=0.1, schedule="constant", patience=2)
     report = finetune(untrained, few_digits, config).report
-    assert report.epochs == len(report.metrics) < 9
-    assert report.epochs - report.best_epoch <= 2
+    assert report.epochs == len(report.metrics) < 30
+    accuracies = [entry["validation_accuracy"] for entry in report.metrics]
+    assert max(accuracies[-2:]) <= max(accuracies[:-2])
+
+
+def test_a_plateau_is_no_improvement(untrained: TorchModel, few_digits: Data) -> None:
+    config = FinetuneConfig(epochs=9, batch_size=64, lr=1e-12, patience=3, freeze=("1", "3"))  # with their batch norm
+    report = finetune(untrained, few_digits, config).report
+    assert len({entry["validation_accuracy"] for entry in report.metrics}) == 1
+    assert report.epochs == 4
 
 
 def test_frozen_modules_stay_as_they_are(untrained: TorchModel, few_digits: Data) -> None:
@@ -363,6 +372,8 @@ def test_so_many_bad_samples_are_left_out(photos: Path, tiny: str) -> None:
         ({"lr": 0}, "lr is 0; it must be above 0"),
         ({"patience": -1}, "patience is -1; it must not be negative"),
         ({"ema_decay": 1.0}, r"ema_decay is 1.0; it must be in \[0, 1\)"),
+        ({"resized_crop": 0.0}, r"resized_crop is 0.0; it must be in \(0, 1\]"),
+        ({"optimizer": "cg", "resized_crop": 0.5}, "cg minimises one function of all samples, and resized_crop draws"),
         ({"rand_augment": 31}, "rand_augment is 31; a magnitude is at most 30"),
         ({"batch_size": 8, "accumulation_steps": 5}, "a batch of 8 in 5 accumulation steps leaves less than 2 samples"),
         ({"optimizer": "cg", "flip": True}, "cg minimises one function of all samples, and flip draws anew"),
@@ -426,3 +437,41 @@ def test_a_run_that_goes_on_keeps_its_choice_of_speed(
     (workspace / "speed.json").write_text(json.dumps(noted))
     assert not finetune(untrained, few_digits, config, workspace=workspace).report.channels_last
     assert finetune(untrained, few_digits, dataclasses.replace(config, lr=0.01)).report.channels_last
+
+
+def test_without_augmentation_there_is_one_variant(untrained: TorchModel, few_digits: Data) -> None:
+    assert variant_of(TrainConfig(), 3) == 0
+    assert variant_of(TrainConfig(flip=True), 3) == 3
+    assert variant_of(TrainConfig(resized_crop=0.5, augmentations=2), 3) == 1
+
+
+def test_weight_decay_holds_for_a_full_batch_optimizer(untrained: TorchModel, few_digits: Data) -> None:
+    def size(weight_decay: float) -> float:
+        config = FinetuneConfig(optimizer="lbfgs", epochs=8, weight_decay=weight_decay)
+        return float(finetune(untrained, few_digits, config).model.module[-1].weight.norm())
+
+    assert size(1.0) < 0.8 * size(0.0)
+
+
+def test_parts_hold_two_samples_at_least(tiny: str, few_digits: Data) -> None:
+    three = dataclasses.replace(few_digits, train=few_digits.train.take(torch.arange(3)))
+    model = load_torch_model(f"{tiny}:cnn", few_digits)
+    assert np.isfinite(losses(model, three, accumulation_steps=4)).all()
+
+
+def test_settings_of_another_unfinished_run_are_mentioned(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workspace = FinetuneConfig(epochs=3, batch_size=64), tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(2))
+    finetune(untrained, few_digits, dataclasses.replace(config, lr=0.01), workspace=workspace)
+    assert "had other settings; starting anew in its place" in caplog.text
+
+
+def test_a_damaged_note_of_the_speed_is_written_anew(untrained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
+    workspace = tmp_path / "out.partial"
+    workspace.mkdir()
+    (workspace / "speed.json").write_text("")
+    finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=64), workspace=workspace)
+    assert json.loads((workspace / "speed.json").read_text())["speed"]["precision"] == "float32"

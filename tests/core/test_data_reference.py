@@ -209,7 +209,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
         load_data(str(tmp_path / "data.xlsx"))
 
 
-@pytest.mark.parametrize("text", ["hf:mnist", "wds:shards.tar"])
+@pytest.mark.parametrize("text", ["hf:mnist"])
 def test_what_is_not_supported_yet_says_so(text: str) -> None:
     with pytest.raises(ToolError, match=f"'{text}': .*not supported yet; use a folder or an .npz file"):
         load_data(text)

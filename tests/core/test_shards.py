@@ -158,6 +158,21 @@ def test_a_broken_image_may_be_skipped(shard: MakeShard) -> None:
     assert len(colours(data) | colours(data, "validation")) == 19
 
 
+def test_a_batch_of_broken_images_only_is_passed_over(shard: MakeShard) -> None:
+    files = samples(0, 20) | {f"dir/{number:04}.png": b"no image" for number in range(20, 28)}
+    files |= {f"dir/{number:04}.cls": b"0" for number in range(20, 28)}
+    ordered = dict(sorted(files.items(), key=lambda item: item[0]))
+    data = load_data(f"wds:{shard('a.tar', ordered)},val={shard('b.tar', samples(30, 2))}", skip_bad=8)
+    assert len(colours(data)) == 20
+    assert len(data.split("train").skipped) == 8
+
+
+def test_what_is_wrong_with_the_model_is_no_bad_sample(shard: MakeShard) -> None:
+    data = load_data(f"wds:{shard('a.tar', samples(0, 8))}", skip_bad=100)
+    with pytest.raises(ToolError, match="the images have 3 channels, the model takes 1"):
+        list(batches(data.split("train"), Preprocessing(image_size=(6, 5), channels=1), 4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
