@@ -70,20 +70,20 @@ class _SumOverProcesses(torch.autograd.Function):
     """What each process puts in reaches all of them, and so do their gradients by it."""
 
     @staticmethod
-    def forward(_context: Any, value: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_context: Any, value: Tensor) -> Tensor:
         total = value.clone()
         torch.distributed.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         torch.distributed.all_reduce(total)
         return total
 
 
 def _over_all_processes(sums: Tensor) -> Tensor:
-    total: Tensor = _SumOverProcesses.apply(sums)  # type: ignore[no-untyped-call]
+    total: Tensor = _SumOverProcesses.apply(sums)
     return total
 
 
