@@ -110,6 +110,7 @@ def test_an_interrupted_recipe_goes_on_where_it_stopped(tmp_path: Path, tiny: st
     assert not metrics.parent.exists()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_same_weights(tmp_path: Path, tiny: str) -> None:
     """SIGKILL lets nothing be tidied up: also the moment in which a state is written must do no harm."""
     random = np.random.default_rng()

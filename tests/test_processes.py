@@ -54,6 +54,7 @@ def test_a_command_that_does_not_share_its_work_says_so(monkeypatch: pytest.Monk
     assert "inspect works in one process, and 2 were started; only finetune and distill share" in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(tiny: str, images: Path, tmp_path: Path) -> None:
     arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--batch-size", "33", "-o", "out"]
     done = launched([*TWO, *arguments], tmp_path)
