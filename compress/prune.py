@@ -193,7 +193,7 @@ def _pruned(
             inputs,
             importance=_protecting(_IMPORTANCE[config.importance](), config.max_pruning_ratio),
             global_pruning=config.allocation == "global",
-            pruning_ratio=ratio,
+            pruning_ratio=min(ratio, config.max_pruning_ratio),  # more would reach into what is protected
             max_pruning_ratio=config.max_pruning_ratio,
             ignored_layers=[module.get_submodule(path) for path in ignored],
             round_to=config.round_to if config.round_to > 1 else None,
