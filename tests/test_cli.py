@@ -128,7 +128,8 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
         assert result.exit_code == 0, result.output
     assert "finetune" not in result.stdout.split("history")[1]
     assert "distill, prune, distill, export, quantize" in result.stdout
-    result = onnxpress("bench", "float32.onnx", "int8.onnx", "--data", "digits", "--iterations", 20, "--json")
+    quick = ["--iterations", 20, "--max-seconds", 0.3]
+    result = onnxpress("bench", "float32.onnx", "int8.onnx", "--data", "digits", *quick, "--json")
     rows = json.loads(result.stdout)["rows"]
     assert [row["name"] for row in rows] == ["float32.onnx", "int8.onnx"]
     assert rows[1]["quality"]["accuracy"] > 60
@@ -180,10 +181,10 @@ def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exporte
 
 
 def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1,2", "--max-seconds", "0.2"]
+    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1", "--max-seconds", "0.2"]
     first = onnxpress(*arguments, "--json")
     rows = json.loads(first.stdout)["rows"]
-    assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (4, 1)]
     for row in rows:  # as if it had been four times as fast
         row["latency"] |= {"p50_ms": row["latency"]["p50_ms"] / 4, "p50_interval_ms": [0.001, 0.001]}
     Path("old.json").write_text(json.dumps(json.loads(first.stdout) | {"rows": rows}))
