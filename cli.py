@@ -97,12 +97,14 @@ def finetune(
         from compress.finetune import FinetuneConfig, finetune
         from compress.trackers import tracking
         from compress.training_state import partial_folder
+        from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.typed_config import with_settings
         from core.whole_output import refuse_overwrite
         from stages import find_learning_rate, save_trained, start_model
 
-        refuse_overwrite(output, force=force)
+        refuse = refuse_overwrite if find_lr else refuse_checkpoint
+        refuse(output, force=force)
         config = with_settings(FinetuneConfig, options)
         loaded = load_data(data, skip_bad)
         start = start_model(model, init_from, loaded, config.seed)
@@ -184,13 +186,13 @@ def distill(
         from compress.distill import DistillConfig, distill
         from compress.trackers import tracking
         from compress.training_state import partial_folder
+        from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_model
         from core.typed_config import with_settings
-        from core.whole_output import refuse_overwrite
         from stages import save_trained, start_model
 
-        refuse_overwrite(output, force=force)
+        refuse_checkpoint(output, force=force)
         config = with_settings(DistillConfig, options)
         loaded = load_data(data, skip_bad)
         with tracking(track, output, options) as on_epoch:
@@ -254,12 +256,12 @@ def prune(
         raise click.UsageError("give one of --pruning-ratio and --speedup")
     with _session(given) as (options, progress):
         from compress.prune import PruneConfig, prune
+        from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
-        from core.whole_output import refuse_overwrite
         from stages import save_trained, torch_speedup
 
-        refuse_overwrite(output, force=force)
+        refuse_checkpoint(output, force=force)
         loaded = load_data(data) if data else None
         measure = torch_speedup(options.pop("provider"), options.pop("threads"))
         result = prune(

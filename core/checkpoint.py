@@ -17,7 +17,7 @@ from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan, replay
 from core.references import file_sha256, missing_path
 from core.torch_model import InputSpec, Source, TorchModel
-from core.whole_output import whole_folder
+from core.whole_output import refuse_overwrite, whole_folder
 
 FORMAT_VERSION = "1.0"
 logger = logging.getLogger(__name__)
@@ -34,6 +34,16 @@ class CheckpointFile(BaseModel, frozen=True):
     labels: tuple[str, ...]
     plan: PruningPlan | None
     history: tuple[Step, ...]
+
+
+def refuse_checkpoint(folder: Path, *, force: bool) -> None:
+    """Raise `ToolError` where a checkpoint cannot take its place: before the work, not after it.
+
+    Something stands there and `force` does not allow replacing it, or it is no checkpoint.
+    """
+    refuse_overwrite(folder, force=force)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.json").exists():
+        raise ToolError(f"{folder} holds something else than a checkpoint, which replacing it would delete")
 
 
 def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, str] | None = None) -> None:
@@ -61,8 +71,7 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
         history=model.history,
     )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.module.state_dict().items()}
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "model.json").exists():
-        raise ToolError(f"{folder} holds something else than a checkpoint, which replacing it would delete")
+    refuse_checkpoint(folder, force=True)
     with whole_folder(folder) as part:
         (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
         (part / "model.json").write_text(described.model_dump_json(indent=2) + "\n")
