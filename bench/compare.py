@@ -208,7 +208,7 @@ def _scores(
     found: list[tuple[Quality, QualityChange | None]] = []
     baseline = targets = None
     for index, entry in enumerate(entries):
-        logits, targets = predict(entry.model, data, config.split, provider=provider)  # on all cores: only speed differs
+        logits, targets = predict(entry.model, data, config.split, provider=provider)  # on all cores
         classes = logits.argmax(axis=1)
         baseline = classes if baseline is None else baseline
         found.append((quality(logits, targets), quality_change(baseline, classes, targets) if index else None))
