@@ -34,7 +34,7 @@ function regression({ regression: found }) {
       "Intervals are those of the new figure over the old, for accuracy of the points lost; " +
       `what lies beyond its tolerance with its whole interval is called a change.${missing}`,
     columns: [
-      ["Model", (index) => changes[index].name],
+      ["Model", (index) => referenceWords(changes[index].name)],
       ["Setting", (index) => settingWords(changes[index])],
       ["Figure", (index) => words[changes[index].figure] || changes[index].figure],
       ["Before", (index) => plainNumber(changes[index].before), "number"],
@@ -59,10 +59,10 @@ function corruptions({ corruptions: found }) {
     name: "corruptions",
     title: "On corrupted images",
     note:
-      `Accuracy in percent on ${counted(found.samples, "sample")} of the ${found.split} split of ${found.data}, ` +
+      `Accuracy in percent on ${counted(found.samples, "sample")} of the ${found.split} split of ${dataWords(found.data)}, ` +
       `each corruption the mean of severities ${found.severities.join(", ")}.`,
     columns: [
-      ["Model", (index) => rows[index].name],
+      ["Model", (index) => referenceWords(rows[index].name)],
       figures(rows, "Clean", (row) => row.clean_accuracy),
       ...kinds.map((kind) => figures(rows, kind, (row) => mean(row, kind))),
       figures(rows, "Mean", (row) => row.mean_accuracy),
@@ -84,14 +84,14 @@ function attack({ attack: found }) {
     title: "Under attack",
     note:
       `Accuracy in percent under ${found.attack} with a step of ${step}/255, ` +
-      `on ${counted(found.samples, "sample")} of the ${found.split} split of ${found.data}. ` +
+      `on ${counted(found.samples, "sample")} of the ${found.split} split of ${dataWords(found.data)}. ` +
       "Images crafted on another model flatter: an attack on a model's own gradients could hurt more.",
     columns: [
-      ["Model", (index) => rows[index].name],
+      ["Model", (index) => referenceWords(rows[index].name)],
       figures(rows, "Clean", (row) => row.clean_accuracy),
       figures(rows, "Attacked", (row) => row.attacked_accuracy),
       figures(rows, "Points lost", (row) => row.drop),
-      ["Crafted on", (index) => (rows[index].is_transfer ? found.source.name : "itself")],
+      ["Crafted on", (index) => (rows[index].is_transfer ? referenceWords(found.source.name) : "itself")],
     ],
     count: rows.length,
     records: rows.map((row) => ({ ...row, epsilon: found.epsilon })),
@@ -108,7 +108,7 @@ function service({ service: rows }) {
     title: "As a service",
     note: `MLPerf LoadGen ${rows[0].loadgen} on ${providerWord(rows[0].provider)}.${limit || ""}`,
     columns: [
-      ["Model", (index) => rows[index].name],
+      ["Model", (index) => referenceWords(rows[index].name)],
       figures(rows, "Single stream p50, ms", single(50), 3),
       figures(rows, "p90, ms", single(90), 3),
       figures(rows, "p99, ms", single(99), 3),

@@ -98,7 +98,7 @@ function showMachine(rows, row) {
 
 function circumstances(row, words) {
   const accuracy = row.quality
-    ? ` Accuracy on the ${report.split} split of ${report.data}, ${counted(row.quality.samples, "sample")}.`
+    ? ` Accuracy on the ${report.split} split of ${dataWords(report.data)}, ${counted(row.quality.samples, "sample")}.`
     : "";
   return `Measured on ${report.machine.gpu || report.machine.cpu}: ${words}.${accuracy}`;
 }

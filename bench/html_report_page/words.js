@@ -73,15 +73,26 @@ function settingWords(row) {
   return `${providerWord(row.provider)}, ${threads}, batch ${row.batch_size}`;
 }
 
+/** A reference without the folders of its files: nets.py:net,weights=net.safetensors; a plain path stays as it is. */
+function referenceWords(reference) {
+  return /\.py:/.test(reference) ? reference.replace(/[^,=]*[\\/]/g, "") : reference;
+}
+
+/** Data without the folder it is in. */
+function dataWords(reference) {
+  return reference.replace(/[\\/]+$/, "").replace(/^[^,]*[\\/]/, "");
+}
+
 /** Name the rows of a setting: torch modules may run in several ways, and paths need not start with what all share. */
 function rowNames(rows) {
-  const folders = rows.map((row) => row.name.split(/[\\/]/).slice(0, -1)).filter((path) => path.length);
+  const names = rows.map((row) => referenceWords(row.name));
+  const folders = names.map((name) => name.split(/[\\/]/).slice(0, -1)).filter((path) => path.length);
   const head = (path, length) => path.slice(0, length).join("/");
   let shared = folders.length < 2 ? 0 : Math.min(...folders.map((path) => path.length));
   while (shared && folders.some((path) => head(path, shared) !== head(folders[0], shared))) shared -= 1;
   const start = shared ? head(folders[0], shared).length + 1 : 0;
-  return rows.map((row) => {
-    const name = /[\\/]/.test(row.name) ? row.name.slice(start) : row.name;
+  return rows.map((row, index) => {
+    const name = /[\\/]/.test(names[index]) ? names[index].slice(start) : names[index];
     const alone = rows.filter((other) => other.name === row.name).length === 1;
     return alone ? name : `${name} (${row.runtime})`;
   });

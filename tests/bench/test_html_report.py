@@ -436,6 +436,15 @@ def test_paths_are_named_without_the_folders_they_share(opened: Callable[..., Op
 
 
 @needs_chromium
+def test_references_are_named_without_folders(opened: Callable[..., Opened]) -> None:
+    rows = a_report().model_dump()["rows"][:1]
+    rows[0]["name"] = "/home/me/nets.py:net,weights=/mnt/net.safetensors,width=8"
+    page = opened(a_report(rows=rows, data="/mnt/photos/"))
+    assert page.page.locator("#model option").all_inner_texts() == ["nets.py:net,weights=net.safetensors,width=8"]
+    assert "/mnt/" not in page.page.locator("body").inner_text()
+
+
+@needs_chromium
 def test_a_noisy_machine_and_blunt_speedups_are_said(opened: Callable[..., Opened]) -> None:
     noisy = {"round_spread_ratio": 0.081, "others_cpu_ratio": 0.34, "noisy": True}
     page = opened(a_report(noise=noisy, sharp=False))
