@@ -287,6 +287,7 @@ def test_the_headline_sums_up_the_last_model_against_the_first(opened: Callable[
     assert "0.445 ms instead of 2.52 ms" in page.text("#tiles")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_no_difference_shown_is_said_in_words(opened: Callable[..., Opened]) -> None:
     report = a_report()
@@ -331,6 +332,7 @@ def test_only_models_that_none_beats_are_on_the_front(opened: Callable[..., Open
     assert times == [0.445, 0.871, 1.191]  # teacher-int8 is faster than teacher-float32 and more accurate
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_without_accuracy_the_front_is_of_size(opened: Callable[..., Opened]) -> None:
     page = opened(without_accuracy(a_report()))
@@ -380,6 +382,7 @@ def test_the_csv_of_results_has_every_row(opened: Callable[..., Opened]) -> None
         assert record["machine.cpu"] == report.machine.cpu
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_the_other_csvs_hold_every_percentile_node_and_step(opened: Callable[..., Opened]) -> None:
     report = a_report()
@@ -398,7 +401,9 @@ def test_the_other_csvs_hold_every_percentile_node_and_step(opened: Callable[...
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [360, 390, 768])
+@pytest.mark.parametrize(
+    "width", [pytest.param(360, marks=pytest.mark.slow), 390, pytest.param(768, marks=pytest.mark.slow)]
+)
 def test_a_narrow_page_does_not_scroll_sideways(opened: Callable[..., Opened], width: int) -> None:
     page = opened(a_report("a-model-with-a-name-that-" + "goes-on-and-" * 6), width=width)
     assert page.page.evaluate("document.documentElement.scrollWidth") == width
@@ -426,6 +431,7 @@ def test_a_name_is_never_markup(opened: Callable[..., Opened]) -> None:
     assert [record["name"] for record in records].count(HOSTILE) == 2
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_paths_are_named_without_the_folders_they_share(opened: Callable[..., Opened]) -> None:
     names = ["runs/new/float32/model.onnx", "runs/new/int8/model.onnx", "teacher.onnx"]
@@ -435,6 +441,7 @@ def test_paths_are_named_without_the_folders_they_share(opened: Callable[..., Op
     assert options == ["float32/model.onnx", "int8/model.onnx", "teacher.onnx"]
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_references_are_named_without_folders(opened: Callable[..., Opened]) -> None:
     rows = a_report().model_dump()["rows"][:1]
@@ -444,6 +451,7 @@ def test_references_are_named_without_folders(opened: Callable[..., Opened]) -> 
     assert "/mnt/" not in page.page.locator("body").inner_text()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_noisy_machine_and_blunt_speedups_are_said(opened: Callable[..., Opened]) -> None:
     noisy = {"round_spread_ratio": 0.081, "others_cpu_ratio": 0.34, "noisy": True}
@@ -457,6 +465,7 @@ def test_a_noisy_machine_and_blunt_speedups_are_said(opened: Callable[..., Opene
     assert opened(a_report()).text("#notes") == ""
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_a_torch_module_shows_what_it_has(opened: Callable[..., Opened]) -> None:
     rows = a_report().model_dump()["rows"][:2]
@@ -473,6 +482,7 @@ def test_a_torch_module_shows_what_it_has(opened: Callable[..., Opened]) -> None
     assert not page.page.is_visible("#setting")
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_all_nodes_are_shown_when_asked(opened: Callable[..., Opened]) -> None:
     page = opened(a_report())
@@ -481,6 +491,7 @@ def test_all_nodes_are_shown_when_asked(opened: Callable[..., Opened]) -> None:
     assert page.page.locator("#nodes tbody tr").count() == 37
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_nothing_that_was_not_measured_has_a_section(opened: Callable[..., Opened]) -> None:
     assert opened(FullReport(**dict(a_report()))).page.locator("#extras section").count() == 0

@@ -157,6 +157,7 @@ def test_an_error_in_loadgens_process_comes_back(exported: OnnxModel) -> None:
         measure_service(exported, ServiceConfig(provider="cdua", seconds=SECONDS))
 
 
+@pytest.mark.slow
 def test_a_bug_in_loadgens_process_keeps_its_traceback(exported: OnnxModel) -> None:
     request = Request(scenario="bogus", seconds=SECONDS, seed=0, batch_size=1)
     with (

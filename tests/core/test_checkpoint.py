@@ -298,7 +298,7 @@ def test_a_folder_under_the_suffix_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("limit_bytes", [0, 1000], ids=["nothing-fits", "some-fits"])
+@pytest.mark.parametrize("limit_bytes", [pytest.param(0, id="nothing-fits", marks=pytest.mark.slow), 1000])
 def test_a_full_disk_leaves_the_old_checkpoint(saved: Path, plain: TorchModel, limit_bytes: int) -> None:
     assert (saved / "model.safetensors").stat().st_size > 1000
     command = [sys.executable, "-c", SAVE_ON_A_FULL_DISK, saved, str(limit_bytes)]
