@@ -76,6 +76,8 @@ def timm_loop(student: TorchModel, teacher: TorchModel, data: Data) -> Steps:
     from timm.task import LogitDistillationTask
 
     module = frozen_copy(student, "cpu").to(memory_format=torch.contiguous_format).requires_grad_(True).train()
+    for name, value in {"num_classes": len(student.labels), "in_chans": student.inputs[0].shape[0]}.items():
+        setattr(module, name, value)  # timm's task asks for them
     task = LogitDistillationTask(
         student_model=module,
         teacher_model=frozen_copy(teacher, "cpu").to(memory_format=torch.contiguous_format),
