@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def finetune(
         if find_lr:
             report: Any = find_learning_rate(start, loaded, config, output, progress)
         else:
-            with tracking(track, output, options) as on_epoch:
+            with tracking(track, output, asdict(config)) as on_epoch:
                 result = finetune(
                     start, loaded, config, workspace=partial_folder(output), progress=progress, on_epoch=on_epoch
                 )
@@ -195,7 +196,7 @@ def distill(
         refuse_checkpoint(output, force=force)
         config = with_settings(DistillConfig, options)
         loaded = load_data(data, skip_bad)
-        with tracking(track, output, options) as on_epoch:
+        with tracking(track, output, asdict(config)) as on_epoch:
             result = distill(
                 start_model(student, init_from, loaded, config.seed),
                 [load_model(teacher, loaded) for teacher in teachers],

@@ -36,7 +36,8 @@ REFERENCES = {
 OPTIONAL = ("init_from", "weights", "teacher_cache")
 LISTED = ("models",)
 LISTED_OR_ONE = ("teacher",)
-SHARED = ("seed", "provider", "threads")
+FOLDERS = ("teacher_cache",)  # no model is read from there, and no result depends on them
+SHARED = ("seed", "provider", "threads", "skip_bad")
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -98,14 +99,13 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ToolError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
-    check_keys(raw, {"name", "data", "skip_bad", "stage", "gate", *SHARED}, str(path))
+    check_keys(raw, {"name", "data", "stage", "gate", *SHARED}, str(path))
     if not isinstance(raw.get("data"), str) or not _is_tables(raw.get("stage")):
         raise ToolError(f'{path}: a recipe needs data = "..." and at least one [[stage]]')
     if not isinstance(raw.get("gate", {}), dict):
         raise ToolError(f"{path}: gate is a table of limits: [gate]")
     shared = {key: raw[key] for key in SHARED if key in raw}
-    of_data = {key: raw[key] for key in ("skip_bad",) if key in raw}
-    settings = typed_config(_Shared, shared | of_data, str(path))
+    settings = typed_config(_Shared, shared, str(path))
     stages: list[Stage] = []
     for table in raw["stage"]:
         stages.append(_stage(table, shared, stages, path))
@@ -141,7 +141,7 @@ def find_recipe(path: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shared:
-    """What stands above the stages and holds for all of them."""
+    """What stands above the stages and holds for all of them; a stage takes what its config knows."""
 
     seed: int = 0
     provider: str = "cpu"
@@ -189,9 +189,7 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
             wanted = "a name" if not takes_list else "a name or a list of names" if takes_one else "a list of names"
             raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
     known = [stage.name for stage in earlier]
-    found = {
-        role: named if role == "teacher_cache" else _reference(named, known, path) for role, named in references.items()
-    }
+    found = {role: named if role in FOLDERS else _reference(named, known, path) for role, named in references.items()}
     return Stage(name, kind, config, found)
 
 

@@ -15,10 +15,9 @@ from core.onnx_model import OnnxModel
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
-from recipe import Recipe, Stage
+from recipe import FOLDERS, Recipe, Stage
 
 Model = TorchModel | OnnxModel
-WHAT_IS_READ = ("model", "models", "teacher", "reference", "init_from", "weights")  # a cache changes no result
 
 
 class Done(BaseModel, frozen=True):
@@ -107,7 +106,7 @@ class RunFolder:
             [
                 stage.kind,
                 dataclasses.asdict(stage.config),
-                {role: self.digest(role, named) for role, named in stage.references.items() if role in WHAT_IS_READ},
+                {role: self.digest(role, named) for role, named in stage.references.items() if role not in FOLDERS},
                 self.data.fingerprint,
                 package_versions(),
                 self.measured_where(stage),

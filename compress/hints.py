@@ -16,6 +16,8 @@ from core.module_paths import module_at
 RKD_DISTANCE_WEIGHT, RKD_ANGLE_WEIGHT = 25.0, 50.0  # lambda_D and lambda_A of Park et al.
 DEFAULT_WEIGHTS = {"fitnet": 100.0, "at": 1000.0, "rkd": 1.0}  # of Tian et al. 2020 (arXiv 1910.10699), on CIFAR-100
 
+ROUNDING = 1e-6  # of float32, with room
+
 Features = tuple[Tensor, ...]
 
 
@@ -211,31 +213,31 @@ def _attention(feature: Tensor) -> Tensor:
 
 def _distances(rows: Tensor) -> Tensor:
     """Return the distances between rows as shares of their mean: (N, D) -> (N, N); all 0 where the rows are equal."""
-    squares = _squared_distances(rows)
-    is_apart = squares > 0
-    distances = torch.where(is_apart, squares, 1.0).sqrt() * is_apart
-    mean = distances.sum() / is_apart.sum().clamp_min(1)
+    distances = _lengths(_inner_products(rows))
+    mean = distances.sum() / (distances > 0).sum().clamp_min(1)
     return distances / torch.where(mean > 0, mean, 1.0)
 
 
 def _angles(rows: Tensor) -> Tensor:
     """Return the cosine of the angle at each row between each two others: (N, D) -> (N, N, N)."""
-    rows = rows - rows.mean(0)
-    products = rows @ rows.T
+    products = _inner_products(rows)
+    # at i between j and k, (r_j - r_i) (r_k - r_i) multiplied out: that needs no (N, N, D)
+    corner = products[None] - products[:, :, None] - products[:, None, :] + products.diagonal()[:, None, None]
+    lengths = _lengths(products)
+    divisor = lengths[:, :, None] * lengths[:, None, :]
+    return corner / torch.where(divisor > 0, divisor, 1.0) * (divisor > 0)
+
+
+def _inner_products(rows: Tensor) -> Tensor:
+    """Return the inner products of rows about their mean, where less is lost to rounding: (N, D) -> (N, N)."""
+    centred = rows - rows.mean(0)
+    return centred @ centred.T
+
+
+def _lengths(products: Tensor) -> Tensor:
+    """Return the distances between rows from their inner products (N, N); 0 where rounding is all there is."""
     own = products.diagonal()
-    # at i between j and k: (r_j - r_i) (r_k - r_i)
-    corner = products[None] - products[:, :, None] - products[:, None, :] + own[:, None, None]
-    squares = _squared_distances(rows)
-    lengths = torch.where(squares > 0, squares, 1.0).sqrt()
-    is_apart = squares > 0
-    cosines = corner / (lengths[:, :, None] * lengths[:, None, :])
-    return cosines * (is_apart[:, :, None] & is_apart[:, None, :])
-
-
-def _squared_distances(rows: Tensor) -> Tensor:
-    """Return squared distances from inner products, which needs no (N, N, D): (N, D) -> (N, N), exactly 0 at itself."""
-    rows = rows - rows.mean(0)
-    own = rows.square().sum(1)
-    squares = own[:, None] + own[None] - 2 * rows @ rows.T
-    floor = 1e-6 * (own[:, None] + own[None])  # below this, rounding is all there is
-    return torch.where(squares > floor, squares, 0.0)
+    sums = own[:, None] + own[None]
+    squares = sums - 2 * products
+    is_apart = squares > ROUNDING * sums
+    return torch.where(is_apart, squares, 1.0).sqrt() * is_apart

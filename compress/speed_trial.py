@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from compress.accelerator import start_accelerator
-from compress.train_config import TrainConfig
+from compress.train_config import TrainConfig, part_size
 from core.machine import has_bfloat16
 from core.processes import num_processes
 from core.torch_model import TorchModel, example_inputs
@@ -86,8 +86,7 @@ def _measured(
     student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Speed]
 ) -> tuple[Speed, tuple[Tried, ...]]:
     chosen, *others = candidates
-    part_size = config.batch_size // config.accumulation_steps // num_processes()
-    stopwatch = _Stopwatch(student, part_size, start_accelerator().device)
+    stopwatch = _Stopwatch(student, part_size(config), start_accelerator().device)
     tried = {chosen: stopwatch.time(chosen)}
     if _seconds(tried[chosen], num_steps) < WORTH_A_TRIAL_SECONDS:
         return chosen, tuple(tried.values())

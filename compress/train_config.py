@@ -1,9 +1,11 @@
 """What one may tune of the training loop, and its limits."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from core.errors import require
+from core.errors import InvalidValueError, require
+from core.processes import num_processes
 
 Optimizer = Literal["sgd", "adam", "adamw", "nadam", "adamax", "adagrad", "adadelta", "lbfgs", "cg"]
 TaskLoss = Literal["cross-entropy", "binary-cross-entropy", "mse"]
@@ -122,6 +124,17 @@ class TrainConfig:
             _require_deterministic(self)
 
 
+def part_size(config: TrainConfig) -> int:
+    """Return how many samples a process computes at once."""
+    return config.batch_size // config.accumulation_steps // num_processes()
+
+
+def changed(config: TrainConfig, among: Iterable[str]) -> list[str]:
+    """Return the settings, of some, that differ from their defaults."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    return [name for name in among if getattr(config, name) != defaults[name]]
+
+
 _AT_LEAST = {
     "epochs": 1,
     "batch_size": 2,
@@ -162,11 +175,9 @@ def _at_least(least: int) -> str:
 
 def _require_deterministic(config: TrainConfig) -> None:
     """Raise for what a line search cannot serve: the loss must be the same function of the weights at each look."""
-    for name in (*_RANDOM, *_OF_STEPS):
-        if getattr(config, name) and getattr(config, name) != TrainConfig.__dataclass_fields__[name].default:
-            reason = "draws anew each time" if name in _RANDOM else "belongs to optimizers that go batch by batch"
-            require(
-                False,
-                f"{config.optimizer} minimises one function of all samples, and {name} {reason}; "
-                f"drop {name} or take sgd or adamw",
-            )
+    for name in changed(config, (*_RANDOM, *_OF_STEPS)):
+        reason = "draws anew each time" if name in _RANDOM else "belongs to optimizers that go batch by batch"
+        raise InvalidValueError(
+            f"{config.optimizer} minimises one function of all samples, and {name} {reason}; "
+            f"drop {name} or take sgd or adamw"
+        )

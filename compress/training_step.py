@@ -1,7 +1,7 @@
 """One optimizer step, and everything it needs: set up once a run, used by training and by the learning-rate test."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,10 @@ from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
 from compress.speed_trial import Speed
 from compress.sync_batch_norm import synchronised_batch_norm
-from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
+from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig, changed, part_size
 from core.data import Split, loader, raised
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, normalise
-from core.processes import num_processes
 from core.torch_model import TorchModel
 
 SAMPLE_AUGMENTATIONS = ("resized_crop", "crop_padding", "flip", "shear", "zoom", "rand_augment")
@@ -181,16 +180,10 @@ def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
     """Raise `ToolError` where images are to be augmented and the samples are none."""
-    asked = asked_augmentations(config, IMAGE_AUGMENTATIONS)
+    asked = changed(config, IMAGE_AUGMENTATIONS)
     if asked and student.preprocessing.image_size is None:
         verb = "augments" if len(asked) == 1 else "augment"
         raise ToolError(f"{' and '.join(asked)} {verb} images; the samples have shape {student.inputs[0].shape}")
-
-
-def asked_augmentations(config: TrainConfig, among: Sequence[str]) -> list[str]:
-    """Return the settings, of some, that differ from their defaults, which change nothing."""
-    defaults = TrainConfig()
-    return [name for name in among if getattr(config, name) != getattr(defaults, name)]
 
 
 def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> None:
@@ -208,14 +201,9 @@ def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> N
         raise ToolError("--skip-bad works in one process: several must agree on every batch; replace the bad samples")
 
 
-def part_size(config: TrainConfig) -> int:
-    """Return how many samples a process computes at once."""
-    return config.batch_size // config.accumulation_steps // num_processes()
-
-
 def variant_of(config: TrainConfig, epoch: int) -> int:
     """Return which of a sample's augmentations an epoch sees; without any there is only one."""
-    if not asked_augmentations(config, SAMPLE_AUGMENTATIONS):
+    if not changed(config, SAMPLE_AUGMENTATIONS):
         return 0
     return epoch % config.augmentations if config.augmentations else epoch
 
