@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import StopHereError
 
 from compress import teachers as teachers_module
 from compress.distill import DistillConfig, distill
@@ -79,9 +80,6 @@ def test_two_teachers_share_a_cache(
 def test_a_run_that_was_cut_off_goes_on_with_what_is_there(
     untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
 ) -> None:
-    class StopHereError(Exception):
-        pass
-
     def stop(description: str, done: int, total: int, unit: str) -> None:
         if done == 3:
             raise StopHereError

@@ -1,0 +1,56 @@
+"""Training on the whole split at once: the optimizers that search along a line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import StopHereError, losses
+
+from compress.finetune import FinetuneConfig, finetune
+from core.data import Data
+from core.data_reference import load_data
+from core.model_reference import load_torch_model
+from core.torch_model import TorchModel
+
+
+def test_a_full_batch_optimizer_beats_as_many_epochs_of_sgd(tiny: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    samples = random.normal(size=(120, 5)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x_train=samples, y_train=(samples @ random.normal(size=(5, 3))).argmax(1))
+    data = load_data(str(tmp_path / "rows.npz"))
+    model = load_torch_model(f"{tiny}:mlp", data)
+    final = {
+        optimizer: losses(model, data, optimizer=optimizer, epochs=20, weight_decay=0)[-1]
+        for optimizer in ("sgd", "cg", "lbfgs")
+    }
+    assert final["cg"] < final["sgd"]
+    assert final["lbfgs"] < final["sgd"]
+
+
+def test_a_full_batch_optimizer_goes_on_after_an_interruption(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(epochs=4, optimizer="lbfgs", weight_decay=0)
+    workspace = tmp_path / "out.partial"
+
+    def stop_at_two(description: str, done: int, total: int, unit: str) -> None:
+        if done == 2:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_at_two)
+    seen: list[int] = []
+    report = finetune(
+        untrained, few_digits, config, workspace=workspace, progress=lambda _, done, *__: seen.append(done)
+    ).report
+    assert seen == [3, 4]
+    values = [entry["train_loss"] for entry in report.metrics]
+    assert values == sorted(values, reverse=True)
+
+
+def test_weight_decay_holds_for_a_full_batch_optimizer(untrained: TorchModel, few_digits: Data) -> None:
+    def size(weight_decay: float) -> float:
+        config = FinetuneConfig(optimizer="lbfgs", epochs=8, weight_decay=weight_decay)
+        return float(finetune(untrained, few_digits, config).model.module[-1].weight.norm())
+
+    assert size(1.0) < 0.8 * size(0.0)

@@ -1,0 +1,43 @@
+"""Samples that cannot be read stop a run with their name, or are left out up to a number."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from compress.distill import DistillConfig, distill
+from compress.finetune import FinetuneConfig, finetune
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.model_reference import load_torch_model
+
+
+@pytest.fixture
+def photos(tmp_path: Path, digits: Data) -> Path:
+    """Forty digits as files, of which three training images are cut short."""
+    for index in range(40):
+        folder = tmp_path / "photos" / "train" / str(int(digits.train.labels()[index]) % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        image = digits.train.samples.array[index, 0].numpy()
+        Image.fromarray(np.kron(image, np.ones((8, 8), np.uint8))).save(folder / f"{index}.png")
+    for path in sorted((tmp_path / "photos").rglob("*.png"))[:3]:
+        path.write_bytes(path.read_bytes()[:-30])
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_too_many_bad_samples_stop_with_the_name_of_one(allowed: int, photos: Path, tiny: str) -> None:
+    data = load_data(str(photos), skip_bad=allowed)
+    with pytest.raises(ToolError, match=r"cannot read the image .*\.png") as raised:
+        load_torch_model(f"{tiny}:cnn", data)  # looks at them for its normalisation
+    assert allowed == 0 or "3 samples cannot be read, --skip-bad allows 2" in str(raised.value)
+
+
+def test_so_many_bad_samples_are_left_out(photos: Path, tiny: str) -> None:
+    data = load_data(str(photos), skip_bad=3)
+    model = load_torch_model(f"{tiny}:cnn", data)
+    report = finetune(model, data, FinetuneConfig(epochs=2, batch_size=8)).report
+    assert report.skipped_samples == 3
+    assert distill(model, model, data, DistillConfig(epochs=1, batch_size=8)).report.skipped_samples == 3

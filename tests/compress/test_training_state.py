@@ -1,0 +1,104 @@
+"""An interrupted run goes on to the weights it would have had; what is damaged or another's is not taken."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from small_runs import StopHereError, same_weights, stop_in_epoch
+
+from compress.finetune import FinetuneConfig, finetune
+from compress.training_state import partial_folder
+from core.data import Data
+from core.torch_model import TorchModel
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path
+) -> None:
+    config = FinetuneConfig(epochs=4, batch_size=64, crop_padding=1, flip=True)
+    workspace = partial_folder(tmp_path / "out")
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(3))
+    lines = (workspace / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    epochs_seen = set()
+    resumed = finetune(
+        untrained, few_digits, config, workspace=workspace, progress=lambda text, *_: epochs_seen.add(text)
+    )
+    assert epochs_seen == {"finetune epoch 3/4", "finetune epoch 4/4"}
+    assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 100, 5000])
+@pytest.mark.parametrize(("damaged", "first_epoch"), [(1, 2), (2, 1)], ids=["the-last", "both"])
+def test_a_damaged_state_costs_an_epoch_not_the_result(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, keep_bytes: int, damaged: int, first_epoch: int
+) -> None:
+    config, workspace = FinetuneConfig(epochs=3, batch_size=64), tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(3))
+    states = sorted(workspace.glob("state-*"), key=lambda state: -state.stat().st_mtime_ns)
+    assert len(states) == 2
+    for state in states[:damaged]:
+        state.write_bytes(state.read_bytes()[:keep_bytes])
+    seen: list[str] = []
+    resumed = finetune(untrained, few_digits, config, workspace=workspace, progress=lambda text, *_: seen.append(text))
+    assert seen[0] == f"finetune epoch {first_epoch}/3"
+    assert len(resumed.report.metrics) == 3
+    assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
+
+
+def test_a_state_of_another_run_is_ignored(untrained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
+    workspace = tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(
+            untrained,
+            few_digits,
+            FinetuneConfig(epochs=3, batch_size=64),
+            workspace=workspace,
+            progress=stop_in_epoch(2),
+        )
+    other = FinetuneConfig(epochs=3, batch_size=64, lr=0.01)
+    assert same_weights(
+        finetune(untrained, few_digits, other, workspace=workspace).model, finetune(untrained, few_digits, other).model
+    )
+
+
+def test_settings_of_another_unfinished_run_are_mentioned(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, workspace = FinetuneConfig(epochs=3, batch_size=64), tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(2))
+    finetune(untrained, few_digits, dataclasses.replace(config, lr=0.01), workspace=workspace)
+    assert "had other settings; starting anew in its place" in caplog.text
+
+
+def test_the_average_survives_an_interruption(untrained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
+    config = FinetuneConfig(epochs=3, batch_size=64, ema_decay=0.9)
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=tmp_path / "out.partial", progress=stop_in_epoch(3))
+    resumed = finetune(untrained, few_digits, config, workspace=tmp_path / "out.partial").model
+    assert same_weights(resumed, finetune(untrained, few_digits, config).model)
+
+
+def test_a_run_that_goes_on_keeps_its_choice_of_speed(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, workspace = FinetuneConfig(epochs=2, batch_size=64), tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(2))
+    noted = json.loads((workspace / "speed.json").read_text())
+    noted["speed"]["channels_last"] = False  # as if the trial had found so
+    (workspace / "speed.json").write_text(json.dumps(noted))
+    assert not finetune(untrained, few_digits, config, workspace=workspace).report.channels_last
+    assert finetune(untrained, few_digits, dataclasses.replace(config, lr=0.01)).report.channels_last
+
+
+def test_a_damaged_note_of_the_speed_is_written_anew(untrained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
+    workspace = tmp_path / "out.partial"
+    workspace.mkdir()
+    (workspace / "speed.json").write_text("")
+    finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=64), workspace=workspace)
+    assert json.loads((workspace / "speed.json").read_text())["speed"]["precision"] == "float32"
