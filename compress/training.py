@@ -241,18 +241,21 @@ def _iterate_full_batch(run: _Run) -> None:
 def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     """Train for one epoch and return the mean loss of its batches."""
     loop, config, num_steps = run.loop, run.loop.config, len(run.loop.batches)
-    losses: list[Tensor] = []
+    losses = torch.zeros(num_steps, device=loop.accelerator.device)  # one by one they would lie strewn over the heap
     check_every = 1 if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
     train_mode(loop)
     if loop.accelerator.num_processes > 1:
         torch.manual_seed(config.seed + epoch * loop.accelerator.num_processes + loop.accelerator.process_index)
-    for index, batch in enumerate(epoch_batches(loop, epoch)):
-        schedule.step_update(epoch * num_steps + index)
-        losses.append(train_step(loop, batch))
-        if (index + 1) % check_every == 0 or index + 1 == num_steps:
-            _require_finite(losses[-check_every:], index + 1, f"{num_steps} in epoch {epoch + 1}", batch, loop)
-        run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", index + 1, num_steps, "steps")
-    mean = torch.stack(losses).mean()
+    num_taken = 0  # as many as num_steps, unless every sample of a batch was left out
+    for batch in epoch_batches(loop, epoch):
+        schedule.step_update(epoch * num_steps + num_taken)
+        losses[num_taken] = train_step(loop, batch)
+        num_taken += 1
+        if num_taken % check_every == 0 or num_taken == num_steps:
+            latest = losses[(num_taken - 1) // check_every * check_every : num_taken]
+            _require_finite(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", batch, loop)
+        run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", num_taken, num_steps, "steps")
+    mean = losses[:num_taken].mean()
     return float(loop.accelerator.reduce(mean, reduction="mean"))
 
 
@@ -295,12 +298,11 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
     state.next_epoch += 1
 
 
-def _require_finite(losses: list[Tensor], last_step: int, of_steps: str, batch: TrainBatch, loop: Loop) -> None:
+def _require_finite(losses: Tensor, last_step: int, of_steps: str, batch: TrainBatch, loop: Loop) -> None:
     """Raise where one of the latest losses is not finite, with its step and what its batch looked like."""
-    values = torch.stack(losses)
-    if values.isfinite().all():
+    if losses.isfinite().all():
         return
-    index = int((~values.isfinite()).nonzero()[0])
+    index = int((~losses.isfinite()).nonzero()[0])
     step = last_step - len(losses) + index + 1
     seen = ""
     if step == last_step:  # else that batch is gone
@@ -309,4 +311,4 @@ def _require_finite(losses: list[Tensor], last_step: int, of_steps: str, batch: 
     advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
     if loop.speed.use_bfloat16:
         advice += ", or try --precision float32"
-    raise ToolError(f"the training loss became {float(values[index])} at step {step} of {of_steps}{seen}; {advice}")
+    raise ToolError(f"the training loss became {float(losses[index])} at step {step} of {of_steps}{seen}; {advice}")

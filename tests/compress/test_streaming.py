@@ -43,7 +43,6 @@ def write_shards(folder: Path, num_shards: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="glibc's heap fragments; MALLOC_MMAP_THRESHOLD_=1048576 keeps it flat")
 def test_an_epoch_over_eight_times_the_shards_peaks_at_the_same_memory(tiny: str, tmp_path: Path) -> None:
     write_shards(tmp_path, 64)
     found = []
