@@ -1,6 +1,7 @@
 """Shared by all tests: the embedded digits, one small trained model and what is made of it, and the command line."""
 
 import dataclasses
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from core.torch_model import TorchModel
 from export.to_onnx import ExportConfig, export
 
 TINY = f"{Path(__file__).parent / 'tiny_models.py'}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _interruptible() -> None:
+    """Hear Ctrl-C, and let what is started hear it, where a shell's background job would ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
