@@ -70,10 +70,11 @@ def _whole_loss(loop: Loop) -> float:
         torch.autograd.backward(loss)
         total += float(loss.detach())
     weights = weights_of(loop.module)
-    extra = loop.config.weight_decay / 2 * torch.stack([one.square().sum() for one in weights.values()]).sum()
+    extra = loop.config.weight_decay / 2 * sum((one.square().sum() for one in weights.values()), torch.zeros(()))
     if has_penalty(loop.config):
         extra = extra + penalty(weights, loop.start, loop.config)
-    torch.autograd.backward(extra)
+    if extra.requires_grad:  # not where all that is left to train are biases
+        torch.autograd.backward(extra)
     total += float(extra.detach())
     if not np.isfinite(total):
         raise ToolError(

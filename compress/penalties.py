@@ -22,7 +22,7 @@ def penalty(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], config: 
     """Return l1 * sum |w| + l2_sp / 2 * sum (w - start)^2 + group_lasso * sum of the output channels' norms.
 
     Args:
-        weights: From `weights_of`, at least one.
+        weights: From `weights_of`; where there is none, the penalty is 0.
         start: What they were when training began; read for l2_sp.
         config: The factors.
     """
@@ -37,4 +37,4 @@ def penalty(weights: Mapping[str, Tensor], start: Mapping[str, Tensor], config: 
             squares = weight.flatten(1).square().sum(1)
             norms = torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
             terms.append(config.group_lasso * norms.sum())
-    return torch.stack(terms).sum()
+    return sum(terms, torch.zeros(()))

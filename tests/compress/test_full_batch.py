@@ -51,6 +51,21 @@ def test_a_full_batch_optimizer_goes_on_after_an_interruption(
 def test_weight_decay_holds_for_a_full_batch_optimizer(untrained: TorchModel, few_digits: Data) -> None:
     def size(weight_decay: float) -> float:
         config = FinetuneConfig(optimizer="lbfgs", epochs=8, weight_decay=weight_decay)
-        return float(finetune(untrained, few_digits, config).model.module[-1].weight.norm())
+        return float(finetune(untrained, few_digits, config).model.module[-1].weight.detach().norm())
 
     assert size(1.0) < 0.8 * size(0.0)
+
+
+def test_biases_alone_can_be_trained(few_digits: Data, tmp_path: Path) -> None:
+    factory = tmp_path / "biased.py"
+    factory.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Shift(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.bias = nn.Parameter(torch.zeros(10))\n"
+        "    def forward(self, x):\n        return x + self.bias\n"
+        "def net(num_classes=10, in_chans=1):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), Shift())\n"
+    )
+    model = load_torch_model(f"{factory}:net", few_digits)
+    found = losses(model, few_digits, optimizer="lbfgs", epochs=3, freeze=("1",), l1=0.1)
+    assert found[-1] < found[0]
