@@ -1,14 +1,16 @@
 """How often bench is wrong: a model against itself must show no difference, one slowed by 3 % must be found slower.
 
-Usage: python perf/bench_honesty.py MODEL.onnx [--threads 1] [--json]
+Usage: python perf/bench_honesty.py MODEL.onnx [--threads 1] [--runs runs/bench-honesty] [--json]
 
-The slowed model is the same graph with nodes added that change nothing it computes, as many as take 3 % of its time.
+The slowed model is the same graph with nodes added that change nothing it computes, as many as take 3 % of its time. The
+hour goes by comparisons: those in the folder are not made again, so that a run that was cut off goes on.
 Also compares the p50 with that of a bare loop of `session.run`, and with ONNX Runtime's own onnxruntime_perf_test where
 that is on the PATH; and the p50 on all cores alone with that beside three other live sessions. Exits 3 when a bar is
 missed.
 """
 
 import argparse
+import json
 import re
 import shutil
 import statistics
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +32,19 @@ from bench.compare import BenchConfig
 from bench.latency import TimingConfig, latency, measure, speedup
 from bench.runnable import open_onnx_run
 from core.errors import ToolError
+from core.history import digest_of
 from core.machine import package_versions, this_machine
 from core.model_reference import load_onnx_model
 from core.onnx_model import OnnxModel, open_onnx
 from core.result import FORMAT_VERSION
 from core.sessions import made_up_inputs, open_session
+from core.whole_output import whole_file
 
 SELF_RUNS, MOST_FALSE = 40, 2
 SLOWED_RUNS, LEAST_FOUND = 20, 18
 SLOWDOWN = 0.03
 SINE_ELEMENTS, CALIBRATION_SINES = 256, 300
-LOOP_RUNS, TOLERANCE = 10, 0.02
+LOOP_RUNS, TOLERANCE = 20, 0.02
 BESIDE_TOLERANCE = 0.05
 PERF_TEST = "onnxruntime_perf_test"
 
@@ -49,23 +54,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench-honesty"))
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     try:
         model = load_onnx_model(given.model)
         with tempfile.TemporaryDirectory() as scratch:
-            result = _result(model, Path(scratch), given.threads)
+            result = _result(model, Path(scratch), given.threads, given.runs)
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     publish(result, _markdown(result), as_json=given.json)
 
 
-def _result(model: OnnxModel, scratch: Path, threads: int) -> dict[str, Any]:
+def _result(model: OnnxModel, scratch: Path, threads: int, runs: Path) -> dict[str, Any]:
     config = BenchConfig(threads=threads)
-    slowed = _slowed_by(model, SLOWDOWN, scratch, threads)
-    against_itself = [_compared(model, model, config, run) for run in range(SELF_RUNS)]
-    against_slowed = [_compared(model, slowed, config, SELF_RUNS + run) for run in range(SLOWED_RUNS)]
+    key = digest_of([model.sha256, asdict(config)])
+    count = _sines_that_take(SLOWDOWN, model, scratch, threads)
+    carrier, slowed = (_with_sines(model, number, scratch) for number in (0, count))
+    against_slowed = _comparisons(runs / "slowed.jsonl", key, carrier, slowed, config, SLOWED_RUNS)
+    against_itself = _comparisons(runs / "itself.jsonl", key, model, model, config, SELF_RUNS)
     loops = [_ratio_to(_loop_p50_ms, model, threads) for _ in range(LOOP_RUNS)]
     has_perf_test = shutil.which(PERF_TEST) is not None
     perf_tests = [_ratio_to(_perf_test_p50_ms, model, threads) for _ in range(LOOP_RUNS)] if has_perf_test else []
@@ -80,9 +88,10 @@ def _result(model: OnnxModel, scratch: Path, threads: int) -> dict[str, Any]:
         "commit": commit(),
         "machine": this_machine().model_dump(),
         "versions": package_versions(),
+        "commits": sorted({run["commit"] for run in (*against_itself, *against_slowed)}),
         "rows": [
             {"comparison": "a model against itself", **_summary(against_itself), "runs": against_itself},
-            {"comparison": "against itself slowed by 3 %", **_summary(against_slowed), "runs": against_slowed},
+            {"comparison": "a model against itself slowed by 3 %", **_summary(against_slowed), "runs": against_slowed},
         ],
         "loop_ratios": loops,
         "perf_test_ratios": perf_tests,
@@ -121,21 +130,36 @@ def _compared(baseline: OnnxModel, candidate: OnnxModel, config: BenchConfig, se
     return {**found.model_dump(), "rounds": len(timed.rounds_ms[0]), "seconds": seconds}
 
 
-def _slowed_by(model: OnnxModel, share: float, scratch: Path, threads: int) -> OnnxModel:
-    """Return the model with as many sines beside it as take this share of its time.
+def _comparisons(
+    file: Path, key: str, baseline: OnnxModel, candidate: OnnxModel, config: BenchConfig, wanted: int
+) -> list[dict[str, Any]]:
+    """Compare two models so many times; what the file holds of this model and these settings counts."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = [one for one in map(json.loads, lines) if one["key"] == key]
+    while len(found) < wanted:
+        found.append({"key": key, "commit": commit(), **_compared(baseline, candidate, config, len(found))})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(file) as part:
+            part.write_text("".join(json.dumps(one) + "\n" for one in found))
+    return found[:wanted]
 
-    A node's cost is taken from a file with many of them, where it stands out from what a file's time varies by.
+
+def _sines_that_take(share: float, model: OnnxModel, scratch: Path, threads: int) -> int:
+    """Return how many sines take this share of a model's time.
+
+    One's cost is taken from a file with many of them, where it stands out from what a file's time varies by.
     """
-    opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_sines(model, CALIBRATION_SINES, scratch))]
+    files = [_with_sines(model, number, scratch) for number in (0, CALIBRATION_SINES)]
+    opens = [open_onnx_run(one, "cpu", threads, 1) for one in files]
     timed = measure(opens, TimingConfig(iterations=4000, rounds=60, max_rounds=60))
     cost = (1 / speedup(*timed.rounds_ms).ratio - 1) / CALIBRATION_SINES
     count = max(1, round(share / cost))
     print(f"a sine takes {100 * cost:.4f} % of the time: {count} of them", file=sys.stderr)
-    return _with_sines(model, count, scratch)
+    return count
 
 
 def _with_sines(model: OnnxModel, count: int, scratch: Path) -> OnnxModel:
-    """Add one output: the sine of the sine of ... of some of the input."""
+    """Add one output: the sine of the sine of ... of some of the input, or that itself where the count is 0."""
     proto = onnx.load(model.path)
     bounds = {"slow_start": [0], "slow_end": [SINE_ELEMENTS], "slow_axis": [1]}
     for name, value in bounds.items():
@@ -217,6 +241,7 @@ def _markdown(result: dict[str, Any]) -> str:
     parts = (
         "# How often bench is wrong\n",
         made_by(result) + "\n",
+        f"The comparisons were made at {', '.join(result['commits'])}.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
         where(result),
