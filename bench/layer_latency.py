@@ -1,7 +1,7 @@
 """How long single layers take on ONNX Runtime: what a search asks before it has a model to time.
 
-All layers asked for stand side by side in one file, which runs under the profiler, so that each is timed with caches as cold
-as in a model, in the kernels that ONNX Runtime chooses there. What was timed is kept on disk, for this machine and version.
+All layers asked for stand side by side in one file, which runs under the profiler: each is timed with caches as cold as
+in a model, in the kernels that ONNX Runtime chooses there. What was timed is kept, for this machine and version.
 """
 
 import json

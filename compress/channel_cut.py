@@ -4,7 +4,7 @@ DepGraph: https://arxiv.org/abs/2301.12900
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -15,6 +15,7 @@ import torch_pruning
 from torch import nn
 
 from core.errors import ToolError
+from core.pruning_plan import drop
 from core.torch_model import TorchModel, example_inputs, run_once
 from core.trace_failure import failing_module
 
@@ -73,7 +74,11 @@ def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, rat
 
 
 def cut_groups(
-    original: nn.Module, model: TorchModel, settings: CutSettings, left: Mapping[str, float], dropped: Iterable[str] = ()
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    left: Mapping[str, float],
+    dropped: Sequence[str] = (),
 ) -> nn.Module:
     """Return a copy of the module with each named group narrowed to a share of its width, and whole blocks left out.
 
@@ -88,8 +93,7 @@ def cut_groups(
         ToolError: torch-pruning cannot follow the module.
     """
     module = _copy_with_gradients(original)
-    for path in dropped:
-        module.set_submodule(path, nn.Identity())
+    drop(module, dropped)
     ratios = {module.get_submodule(path): 1 - share for path, share in left.items() if share < 1}
     if ratios:
         own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)

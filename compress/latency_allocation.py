@@ -1,7 +1,7 @@
 """How much to take from where, for the least damage at a latency: a knapsack over measured milliseconds.
 
-Like HALP (Shen et al. 2021, https://arxiv.org/abs/2110.10811), with two differences: damage is not a sum of importances but
-measured, as the divergence of the answers without the channels; and whole residual blocks may go.
+Like HALP (Shen et al. 2021, https://arxiv.org/abs/2110.10811), with two differences: damage is not a sum of importances
+but measured, as the divergence of the answers without the channels; and whole residual blocks may go.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,9 +104,7 @@ def latency_table(
     return LatencyTable(shapes=shapes, ms=ms, overhead_ms=max(0.0, model_ms - layers_ms) / max(len(shapes), 1))
 
 
-def narrowed(
-    shape: LayerShape, path: str, left: Mapping[str, int], groups: Sequence[ChannelGroup]
-) -> LayerShape:
+def narrowed(shape: LayerShape, path: str, left: Mapping[str, int], groups: Sequence[ChannelGroup]) -> LayerShape:
     """Return a layer's shape after groups were narrowed."""
     gone_in = gone_out = 0
     for group in groups:
@@ -151,7 +149,9 @@ def find_units(
             damage = answers.divergence()
         look += 1
         progress("sensitivity", look, num_looks, "looks")
-        saving = sum(table.ms[shape] + table.overhead_ms for path, shape in table.shapes.items() if _inside(path, block))
+        saving = sum(
+            table.ms[shape] + table.overhead_ms for path, shape in table.shapes.items() if _inside(path, block)
+        )
         units.append(_worthwhile([*unit, Option(saving_ms=saving, damage=damage, dropped=(block,))]))
     return (*units, *by_group.values())
 

@@ -56,16 +56,15 @@ def _passing(model: TorchModel, candidates: dict[str, nn.Module]) -> list[str]:
 
     def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
         one = inputs[0] if len(inputs) == 1 else None
-        if isinstance(one, Tensor) and isinstance(output, Tensor) and one.shape == output.shape and one.any():
-            if torch.equal(output, one) or torch.equal(output, one.relu()):
-                found.append(path)
+        if not isinstance(one, Tensor) or not isinstance(output, Tensor) or not one.any():
+            return
+        if torch.equal(output, one) or torch.equal(output, one.relu()):
+            found.append(path)
 
     for path, block in candidates.items():
         # one block at a time, so that the others still send it something
         handles = [one.register_forward_hook(silence) for one in block.modules() if isinstance(one, LEAF)]
-        handles.append(
-            block.register_forward_hook(lambda _, inputs, output, path=path: note(path, inputs, output))
-        )
+        handles.append(block.register_forward_hook(lambda _, inputs, output, path=path: note(path, inputs, output)))
         try:
             run_once(model)
         finally:
