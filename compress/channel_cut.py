@@ -22,6 +22,7 @@ from core.trace_failure import failing_module
 Importance = Callable[[Any], torch.Tensor | None]
 """A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
 
+PRUNED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LSTM)
 PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
 
 IMPORTANCES: dict[str, Callable[[], Importance]] = {
@@ -77,7 +78,7 @@ def cut_groups(
     original: nn.Module,
     model: TorchModel,
     settings: CutSettings,
-    left: Mapping[str, float],
+    left: Mapping[tuple[str, ...], float],
     dropped: Sequence[str] = (),
 ) -> nn.Module:
     """Return a copy of the module with each named group narrowed to a share of its width, and whole blocks left out.
@@ -86,7 +87,7 @@ def cut_groups(
         original: As for `cut_share`.
         model: As for `cut_share`.
         settings: How to rank; the scope does not matter.
-        left: The path of a group's root -> the share of its channels that stays.
+        left: Paths of the layers whose outputs a group is -> the share of its channels that stays.
         dropped: Paths of blocks that pass on what they are given.
 
     Raises:
@@ -94,7 +95,12 @@ def cut_groups(
     """
     module = _copy_with_gradients(original)
     drop(module, dropped)
-    ratios = {module.get_submodule(path): 1 - share for path, share in left.items() if share < 1}
+    present = dict(module.named_modules())
+    ratios = {}
+    for paths, share in left.items():
+        layer = next((present[path] for path in paths if isinstance(present.get(path), PRUNED_LAYERS)), None)
+        if layer is not None:
+            ratios[layer] = 1 - share
     if ratios:
         own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)
         _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)

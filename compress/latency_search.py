@@ -1,5 +1,6 @@
 """The search for the least damage at a latency: predict from the table, cut, time the real thing, correct, repeat."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from core.layer_shape import layer_shapes
 from core.measuring import Measuring, Timed
 from core.progress import Progress
 from core.torch_model import TorchModel, num_params
+
+logger = logging.getLogger(__name__)
 
 ATTEMPTS = 8  # models exported and timed
 MOST_CHOICES = 40
@@ -148,7 +151,11 @@ def _attempt(
     table: LatencyTable,
 ) -> _Attempt:
     """Cut as chosen, and time what is left."""
-    left = {group.name: chosen.left[group.name] / group.width for group in groups if group.name in chosen.left}
+    left = {
+        tuple(group.outputs): (chosen.left[group.name] + 0.5) / group.width  # torch-pruning rounds down
+        for group in groups
+        if group.name in chosen.left
+    }
     module = cut_groups(original, model, settings, left, chosen.dropped)
     timed = measuring.models(model, replace(model, module=module))
     step = SearchStep(
@@ -156,6 +163,12 @@ def _attempt(
         measured_speedup=timed.speedup,
         params=num_params(module),
         damage=chosen.damage,
+    )
+    logger.info(
+        "tried %.2fx by the table: %.2fx as measured, %d parameters",
+        step.predicted_speedup,
+        step.measured_speedup,
+        step.params,
     )
     return _Attempt(chosen=chosen, module=module, timed=timed, step=step)
 

@@ -33,6 +33,7 @@ BATCH_NORM_SAMPLES = 2048
 BISECTION_STEPS = 9
 TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
 MEASURED_TARGETS = ("speedup", "latency_ms")
+WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
 NEED_GRADIENTS = ("taylor", "hessian")
 
 
@@ -252,7 +253,9 @@ def _cut(
     if config.target == "pruning_ratio":
         return _Cut(module=cut_share(original, model, settings, target), ratio=target)
     if config.target not in MEASURED_TARGETS:
-        ratio, module = _bisect(original, model, settings, _reach(config.target, model), target, progress)
+        ratio, module = _bisect(
+            original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
+        )
         return _Cut(module=module, ratio=ratio)
     if measuring is None:
         raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
@@ -308,7 +311,7 @@ def _cut_by_stopwatch(
         )
         return timed[module].speedup
 
-    ratio, module = _bisect(original, model, settings, reach, speedup, progress)
+    ratio, module = _bisect(original, model, settings, reach, speedup, WORDS["speedup"], progress)
     return _Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
 
 
@@ -318,6 +321,7 @@ def _bisect(
     settings: CutSettings,
     reach: Callable[[nn.Module], float],
     target: float,
+    words: str,
     progress: Progress,
 ) -> tuple[float, nn.Module]:
     """Bisect the pruning ratio for the least cut that reaches the target."""
@@ -336,7 +340,7 @@ def _bisect(
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
         raise GateMissedError(
-            f"the target of {target:.4g}x is out of reach: {closest:.2f}x is the closest within "
+            f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
             f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
         )
     return best

@@ -16,7 +16,7 @@ LEAF = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.L
 
 
 def residual_blocks(model: TorchModel, ignored: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the paths of the outermost blocks that pass on their input when all their layers are silent.
+    """Return the paths of the innermost blocks that pass on their input when all their layers are silent.
 
     Args:
         model: Where to look: among the members of `nn.Sequential` and `nn.ModuleList`.
@@ -34,7 +34,7 @@ def residual_blocks(model: TorchModel, ignored: tuple[str, ...]) -> tuple[str, .
     }
     passing = _passing(model, candidates)
     kept = [path for path in passing if not any(_holds(path, one) or _holds(one, path) for one in ignored)]
-    return tuple(path for path in kept if not any(_holds(other, path) for other in kept if other != path))
+    return tuple(path for path in kept if not any(_holds(path, other) for other in kept if other != path))
 
 
 @contextmanager
