@@ -48,8 +48,8 @@ class TimingConfig:
     """
 
     iterations: int = 700
-    rounds: int = 10
-    max_rounds: int = 40
+    rounds: int = 20
+    max_rounds: int = 80
     precision: float = 0.01
     max_seconds: float = 120.0
     seed: int = 0

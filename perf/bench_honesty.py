@@ -38,6 +38,7 @@ from core.sessions import made_up_inputs, open_session
 SELF_RUNS, MOST_FALSE = 40, 2
 SLOWED_RUNS, LEAST_FOUND = 20, 18
 SLOWDOWN = 0.03
+SINE_ELEMENTS, CALIBRATION_SINES = 256, 300
 LOOP_RUNS, TOLERANCE = 10, 0.02
 BESIDE_TOLERANCE = 0.05
 PERF_TEST = "onnxruntime_perf_test"
@@ -121,26 +122,32 @@ def _compared(baseline: OnnxModel, candidate: OnnxModel, config: BenchConfig, se
 
 
 def _slowed_by(model: OnnxModel, share: float, scratch: Path, threads: int) -> OnnxModel:
-    """Return the model with a matrix product beside it, as large as takes this share of the model's time."""
-    columns = 64
-    for _ in range(2):  # the time is not quite in proportion to the size: the second time it is measured near its mark
-        opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_product(model, columns, scratch))]
-        timed = measure(opens, TimingConfig(iterations=4000, rounds=60, max_rounds=60))
-        cost = 1 / speedup(*timed.rounds_ms).ratio - 1
-        columns = max(1, round(columns * share / cost))
-    return _with_product(model, columns, scratch)
+    """Return the model with as many sines beside it as take this share of its time.
+
+    A node's cost is taken from a file with many of them, where it stands out from what a file's time varies by.
+    """
+    opens = [open_onnx_run(one, "cpu", threads, 1) for one in (model, _with_sines(model, CALIBRATION_SINES, scratch))]
+    timed = measure(opens, TimingConfig(iterations=4000, rounds=60, max_rounds=60))
+    cost = (1 / speedup(*timed.rounds_ms).ratio - 1) / CALIBRATION_SINES
+    count = max(1, round(share / cost))
+    print(f"a sine takes {100 * cost:.4f} % of the time: {count} of them", file=sys.stderr)
+    return _with_sines(model, count, scratch)
 
 
-def _with_product(model: OnnxModel, columns: int, scratch: Path) -> OnnxModel:
-    """Add one output: the flattened input times a matrix of so many columns."""
+def _with_sines(model: OnnxModel, count: int, scratch: Path) -> OnnxModel:
+    """Add one output: the sine of the sine of ... of some of the input."""
     proto = onnx.load(model.path)
-    size = int(np.prod([axis for axis in model.inputs[0].shape[1:] if isinstance(axis, int)]))
-    matrix = np.random.default_rng(0).standard_normal((size, columns), dtype=np.float32)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(matrix, "slow_matrix"))
+    bounds = {"slow_start": [0], "slow_end": [SINE_ELEMENTS], "slow_axis": [1]}
+    for name, value in bounds.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.int64), name))
     proto.graph.node.append(helper.make_node("Flatten", [model.inputs[0].name], ["slow_flat"], name="slow_flatten"))
-    proto.graph.node.append(helper.make_node("MatMul", ["slow_flat", "slow_matrix"], ["slow"], name="slow_product"))
-    proto.graph.output.append(helper.make_tensor_value_info("slow", TensorProto.FLOAT, [None, columns]))
-    path = scratch / f"slowed-{columns}.onnx"
+    proto.graph.node.append(helper.make_node("Slice", ["slow_flat", *bounds], ["slow_0"], name="slow_slice"))
+    for index in range(count):
+        proto.graph.node.append(
+            helper.make_node("Sin", [f"slow_{index}"], [f"slow_{index + 1}"], name=f"slow_sine_{index}")
+        )
+    proto.graph.output.append(helper.make_tensor_value_info(f"slow_{count}", TensorProto.FLOAT, [None, None]))
+    path = scratch / f"slowed-{count}.onnx"
     onnx.save(proto, path)
     return open_onnx(path)
 
@@ -158,7 +165,7 @@ def _ratio_to(p50_ms: Callable[[OnnxModel, int], float], model: OnnxModel, threa
 def _beside_ratio(model: OnnxModel) -> float:
     """Return the p50 on all cores with three more sessions alive over that alone."""
     opened = open_onnx_run(model, "cpu", 0, 1)
-    config = TimingConfig(max_rounds=10)
+    config = TimingConfig(rounds=10, max_rounds=10)
     alone, beside = (latency(measure([opened] * count, config).rounds_ms[0], 0).p50_ms for count in (1, 4))
     print(f"alone {alone:.4f} ms, beside three {beside:.4f} ms", file=sys.stderr)
     return beside / alone
