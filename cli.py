@@ -33,6 +33,7 @@ from options import (
 )
 
 RESUMABLE = ("run", "finetune", "distill")
+PRUNING_TARGETS = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
 SHARED_BY_PROCESSES = ("finetune", "distill")
 
 
@@ -255,6 +256,11 @@ def distill(
     "--round-to", type=click.IntRange(1), default=1, show_default=True, help="Keep channel counts at multiples of this."
 )
 @click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable.")
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Instead of pruning: measure what each layer and block bears, and write the plot to OUTPUT.",
+)
 @click.option("--data", help=f"For the latency allocation, statistics and accuracies: {DATA_HELP}")
 @shape_option
 @output_options
@@ -262,33 +268,50 @@ def distill(
 @runtime_options
 @common_options
 def prune(
-    model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
+    model: str,
+    data: str | None,
+    input_shape: tuple[int, ...] | None,
+    sensitivity: bool,
+    output: Path,
+    force: bool,
+    **given: Any,
 ) -> None:
     """Remove channels and residual blocks from MODEL until it is as fast as you ask.
 
     \b
     onnxpress prune runs/student --speedup 2 --threads 1 --data photos/ -o runs/pruned
+    onnxpress prune runs/student --sensitivity --data photos/ -o sensitivity.html
     """
-    targets = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
-    if sum(given[name] is not None for name in targets) != 1:
-        words = [f"--{name.replace('_', '-')}" for name in targets]
+    num_targets = sum(given[name] is not None for name in PRUNING_TARGETS)
+    if sensitivity and (num_targets or data is None):
+        raise click.UsageError("--sensitivity takes --data and no target: it prunes nothing")
+    if not sensitivity and num_targets != 1:
+        words = [f"--{name.replace('_', '-')}" for name in PRUNING_TARGETS]
         raise click.UsageError(f"give one of {', '.join(words[:-1])} and {words[-1]}")
     with _session(given) as (options, progress):
         from compress.prune import PruneConfig, prune
+        from compress.ranking import RankingConfig
         from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
-        from stages import measuring, save_trained
+        from core.typed_config import field_names
+        from core.whole_output import refuse_overwrite
+        from stages import find_sensitivity, measuring, save_trained
 
-        refuse_checkpoint(output, force=force)
+        (refuse_overwrite if sensitivity else refuse_checkpoint)(output, force=force)
         provider, threads = options.pop("provider"), options.pop("threads")
-        config = PruneConfig(**options)
         loaded = load_data(data) if data else None
-        start = load_torch_model(model, loaded, input_shape, config.seed)
-        with measuring(provider, threads, config.batch_size, config.precision, loaded) as measure:
-            result = prune(start, config, data=loaded, measuring=measure, progress=progress)
-        save_trained(result.model, result.report, output)
-    _render(result.report, given)
+        start = load_torch_model(model, loaded, input_shape, options["seed"])
+        if sensitivity and loaded is not None:
+            ranking = RankingConfig(**{name: options[name] for name in options if name in field_names(RankingConfig)})
+            report: Any = find_sensitivity(start, ranking, loaded, output, progress)
+        else:
+            config = PruneConfig(**options)
+            with measuring(provider, threads, config.batch_size, config.precision, loaded) as measure:
+                result = prune(start, config, data=loaded, measuring=measure, progress=progress)
+            save_trained(result.model, result.report, output)
+            report = result.report
+    _render(report, given)
 
 
 @main.command()

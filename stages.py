@@ -16,9 +16,11 @@ from bench.layer_latency import layer_latencies
 from compress.distill import distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
+from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
 from compress.quantize import QuantizeConfig, fast_layout, quantize
+from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder
 from core.checkpoint import save_checkpoint
@@ -132,6 +134,16 @@ def find_learning_rate(
     report = lr_range_test(model, data, config, progress=progress)
     with whole_file(output) as part:
         part.write_text(lr_range_plot(report))
+    return report
+
+
+def find_sensitivity(
+    model: TorchModel, config: RankingConfig, data: Data, output: Path, progress: Progress
+) -> SensitivityReport:
+    """Measure what each layer bears and write the plot."""
+    report = layer_sensitivity(model, config, data, progress)
+    with whole_file(output) as part:
+        part.write_text(sensitivity_plot(report))
     return report
 
 

@@ -1,44 +1,39 @@
 """Remove channels and blocks, to a share, to fewer MACs or parameters, or to a latency measured on ONNX Runtime."""
 
-import copy
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-import torch
 from pydantic import BaseModel
 from torch import nn
-from torch.nn import functional
 
 from compress.batch_norm import re_estimate_batch_norm
 from compress.channel_cut import CutSettings, cut_share
 from compress.latency_search import SearchStep, search_latency
-from core.data import Data, batches
+from compress.ranking import RankingConfig, prepare_ranking
+from core.data import Data
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError, require
 from core.history import step
 from core.measuring import Measuring, Timed
-from core.module_paths import module_at
-from core.predict import accuracy, check_reads, predict
+from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import PruningPlan, architecture, difference
 from core.result import Report, Result
-from core.torch_model import TorchModel, num_params, run_once, torch_digest
+from core.torch_model import TorchModel, num_params, torch_digest
 
 logger = logging.getLogger(__name__)
 
-GRADIENT_SAMPLES = 512
 BATCH_NORM_SAMPLES = 2048
 BISECTION_STEPS = 9
 TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
 MEASURED_TARGETS = ("speedup", "latency_ms")
 WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
-NEED_GRADIENTS = ("taylor", "hessian")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PruneConfig:
+class PruneConfig(RankingConfig):
     """What to remove; one of the five targets is given.
 
     Attributes:
@@ -51,18 +46,10 @@ class PruneConfig:
             millisecond says; ``global`` ranks the channels of all layers together; ``uniform`` takes the same share
             of each; ``isomorphic`` ranks those of like layers together (Fang et al. 2024, arXiv 2407.04616). None
             takes ``latency`` for a measured target and ``global`` for the others.
-        importance: Which channels of a layer go first: ``magnitude`` (L2 norm of a channel's weights), ``bn``
-            (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (He et al. 2019), ``taylor``
-            (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
-            or ``random``.
         precision: What the file will be deployed in, and is timed in: ``float32`` or ``int8``.
         batch_size: What it is timed at.
         round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds them by itself.
-        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
         drop_blocks: Whether ``latency`` may leave out residual blocks whole.
-        ignore: Paths of modules to leave whole; the classifier always is.
-        sensitivity_samples: Samples that damage is measured on.
-        seed: Seeds the choice among equals.
     """
 
     pruning_ratio: float | None = None
@@ -71,17 +58,13 @@ class PruneConfig:
     speedup: float | None = None
     latency_ms: float | None = None
     allocation: Literal["latency", "global", "uniform", "isomorphic"] | None = None
-    importance: Literal["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"] = "magnitude"
     precision: Literal["float32", "int8"] = "float32"
     batch_size: int = 1
     round_to: int = 1
-    max_pruning_ratio: float = 0.9
     drop_blocks: bool = True
-    ignore: tuple[str, ...] = ()
-    sensitivity_samples: int = 256
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        RankingConfig.__post_init__(self)  # super() does not find its class in one with slots
         given = [name for name in TARGETS if getattr(self, name) is not None]
         require(len(given) == 1, f"give one of {', '.join(TARGETS)}")
         name, value = given[0], getattr(self, given[0])
@@ -97,10 +80,6 @@ class PruneConfig:
         )
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
         require(self.round_to >= 1, f"round_to is {self.round_to}; it must be at least 1")
-        require(
-            self.sensitivity_samples >= 1, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 1"
-        )
-        require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
 
     @property
     def target(self) -> str:
@@ -171,20 +150,14 @@ def prune(
         ToolError: A module to ignore does not exist, the model cannot be traced, or data is needed.
         GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
-    original = copy.deepcopy(model.module)
-    for path in config.ignore:
-        module_at(original, path, "ignore")
-    if data is not None:
-        check_reads(model, data)
-    if config.importance in NEED_GRADIENTS:
-        _accumulate_gradients(original, model, data, config.importance)
+    original, ignored = prepare_ranking(model, config, data)
     allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
     settings = CutSettings(
         importance=config.importance,
         scope="global" if allocation == "latency" else allocation,
         round_to=config.round_to,
         max_pruning_ratio=config.max_pruning_ratio,
-        ignored=(*_classifiers(model, config.ignore), *config.ignore),
+        ignored=ignored,
         seed=config.seed,
     )
     cut = _cut(original, model, config, settings, allocation, data, measuring, progress)
@@ -344,42 +317,6 @@ def _bisect(
             f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
         )
     return best
-
-
-def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
-    """Return the path of the layer that makes the logits: the last one run that is as wide as they are.
-
-    Raises:
-        ToolError: There is none, and the user names no module to ignore either.
-    """
-    order: list[tuple[str, int]] = []
-    handles = [
-        module.register_forward_hook(lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0])))
-        for path, module in model.module.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    ]
-    try:
-        num_classes = run_once(model).shape[1]
-    finally:
-        for handle in handles:
-            handle.remove()
-    last = [path for path, width in order if width == num_classes][-1:]
-    if not last and not ignore:
-        raise ToolError(
-            f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
-        )
-    return last
-
-
-def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:
-    """Leave in every parameter the gradient of the loss over training samples."""
-    if data is None:
-        raise ToolError(f"importance {importance!r} needs the gradient of the loss on samples; give --data")
-    if not data.split("train").is_labelled:
-        raise ToolError(f"{data.reference} has no labels, which the gradients of {importance!r} come from")
-    module.zero_grad()
-    for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=GRADIENT_SAMPLES):
-        torch.autograd.backward(functional.cross_entropy(module(inputs), targets))
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:
