@@ -256,6 +256,7 @@ def distill(
     "--round-to", type=click.IntRange(1), default=1, show_default=True, help="Keep channel counts at multiples of this."
 )
 @click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable.")
+@click.option("--baseline", metavar="MODEL", help="Count factors from this model, as when pruning in steps.")
 @click.option(
     "--sensitivity",
     is_flag=True,
@@ -271,6 +272,7 @@ def prune(
     model: str,
     data: str | None,
     input_shape: tuple[int, ...] | None,
+    baseline: str | None,
     sensitivity: bool,
     output: Path,
     force: bool,
@@ -308,7 +310,8 @@ def prune(
         else:
             config = PruneConfig(**options)
             with measuring(provider, threads, config.batch_size, config.precision, loaded) as measure:
-                result = prune(start, config, data=loaded, measuring=measure, progress=progress)
+                whole = load_torch_model(baseline, loaded, input_shape) if baseline else None
+                result = prune(start, config, data=loaded, measuring=measure, baseline=whole, progress=progress)
             save_trained(result.model, result.report, output)
             report = result.report
     _render(report, given)

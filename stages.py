@@ -201,6 +201,7 @@ def _run_prune(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
             config,
             data=current.data,
             measuring=measure,
+            baseline=current.torch(stage.references["baseline"]) if "baseline" in stage.references else None,
             progress=current.progress,
         )
     save_trained(result.model, result.report, current.path(stage))

@@ -105,6 +105,7 @@ class PruneReport(Report, frozen=True):
         params: Parameters before and after.
         macs_ratio: MACs before over MACs after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
+        baseline_speedup: The same against the baseline; None without one, or when it was not measured.
         latency_ms: On ONNX Runtime, before and after; None when it was not measured.
         precision: Of what was timed.
         accuracy: On the validation split, in percent: before, right after pruning, and with batch-norm statistics
@@ -120,6 +121,7 @@ class PruneReport(Report, frozen=True):
     params: tuple[int, int]
     macs_ratio: float
     measured_speedup: float | None
+    baseline_speedup: float | None
     latency_ms: tuple[float, float] | None
     precision: str
     accuracy: tuple[float, float, float] | None
@@ -134,6 +136,7 @@ def prune(
     *,
     data: Data | None = None,
     measuring: Measuring | None = None,
+    baseline: TorchModel | None = None,
     progress: Progress = no_progress,
 ) -> Result[TorchModel, PruneReport]:
     """Remove channels, and blocks, from a copy of a model; re-estimate batch-norm statistics when data is given.
@@ -144,10 +147,12 @@ def prune(
         data: Needed by ``latency`` and by importances that look at gradients; train gives gradients and statistics,
             validation the accuracies in the report.
         measuring: Times models and layers where they are to run; needed by a measured target.
+        baseline: What factors are counted from, where that is not `model` itself: the unpruned one, say, when pruning
+            goes in steps.
         progress: Told of every attempt at a target.
 
     Raises:
-        ToolError: A module to ignore does not exist, the model cannot be traced, or data is needed.
+        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced, or data is needed.
         GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
     original, ignored = prepare_ranking(model, config, data)
@@ -160,7 +165,8 @@ def prune(
         ignored=ignored,
         seed=config.seed,
     )
-    cut = _cut(original, model, config, settings, allocation, data, measuring, progress)
+    target = _own_target(model, baseline, config, measuring)
+    cut = _cut(original, model, config, settings, target, allocation, data, measuring, progress)
     module = cut.module
     module.zero_grad(set_to_none=True)
     pruned = replace(
@@ -192,6 +198,7 @@ def prune(
         params=(num_params(model.module), num_params(module)),
         macs_ratio=macs[0] / macs[1],
         measured_speedup=timed.speedup if timed else None,
+        baseline_speedup=measuring.models(baseline, pruned).speedup if measuring and baseline else None,
         latency_ms=(timed.baseline_ms, timed.candidate_ms) if timed else None,
         precision=config.precision,
         accuracy=_recover(model, pruned, data),
@@ -216,13 +223,13 @@ def _cut(
     model: TorchModel,
     config: PruneConfig,
     settings: CutSettings,
+    target: float,
     allocation: str,
     data: Data | None,
     measuring: Measuring | None,
     progress: Progress,
 ) -> _Cut:
-    """Remove what the target asks for."""
-    target: float = getattr(config, config.target)
+    """Remove what the target asks for, a factor of the model's own size or speed."""
     if config.target == "pruning_ratio":
         return _Cut(module=cut_share(original, model, settings, target), ratio=target)
     if config.target not in MEASURED_TARGETS:
@@ -230,14 +237,7 @@ def _cut(
             original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
         )
         return _Cut(module=module, ratio=ratio)
-    if measuring is None:
-        raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
-    speedup = target
-    if config.target == "latency_ms":
-        baseline_ms = measuring.models(model, model).baseline_ms
-        speedup = baseline_ms / target
-        if speedup <= 1:
-            raise ToolError(f"the model takes {baseline_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
+    assert measuring is not None
     if allocation == "latency":
         if data is None:
             raise ToolError("the latency allocation measures damage on samples; give --data")
@@ -245,7 +245,7 @@ def _cut(
             original,
             model,
             settings,
-            speedup,
+            target,
             data.split("train"),
             measuring,
             num_samples=config.sensitivity_samples,
@@ -253,7 +253,34 @@ def _cut(
             progress=progress,
         )
         return _Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
-    return _cut_by_stopwatch(original, model, settings, speedup, measuring, progress)
+    return _cut_by_stopwatch(original, model, settings, target, measuring, progress)
+
+
+def _own_target(
+    model: TorchModel, baseline: TorchModel | None, config: PruneConfig, measuring: Measuring | None
+) -> float:
+    """Return the target as a share, or as a factor of what the model itself is."""
+    target: float = getattr(config, config.target)
+    if config.target == "pruning_ratio":
+        return target
+    if config.target in MEASURED_TARGETS and measuring is None:
+        raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
+    if measuring is not None and config.target == "latency_ms":
+        own_ms = measuring.models(model, model).baseline_ms
+        if own_ms <= target:
+            raise ToolError(f"the model takes {own_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
+        return own_ms / target
+    if baseline is None:
+        return target
+    if measuring is not None and config.target == "speedup":
+        reached = measuring.models(baseline, model).speedup
+    else:
+        reached = _reach(config.target, baseline)(model.module)
+    if reached >= target:
+        raise ToolError(
+            f"the model is at {reached:.2f}x its baseline as it is; {config.target} {target:g} asks for nothing to go"
+        )
+    return target / reached
 
 
 def _reach(target: str, model: TorchModel) -> Callable[[nn.Module], float]:

@@ -102,6 +102,27 @@ def test_a_model_without_blocks_rebuilds_to_bit_equal_outputs(deep: TorchModel, 
         assert torch.equal(load_checkpoint(tmp_path / str(index)).module(inputs), model.module(inputs))
 
 
+def test_pruning_in_steps_counts_from_the_baseline(deep: TorchModel, digits: Data) -> None:
+    half_way = pruned(deep, digits, speedup=1.5).model
+    config = PruneConfig(speedup=2.0, sensitivity_samples=32)
+    report = prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep).report
+    assert 1.98 <= report.baseline_speedup < 2.2
+    assert report.measured_speedup < 1.5
+
+
+@pytest.mark.parametrize("target", ["speedup", "macs_ratio", "params_ratio"])
+def test_a_factor_that_is_reached_already_says_so(target: str, deep: TorchModel, digits: Data) -> None:
+    half_way = pruned(deep, digits, speedup=1.5).model
+    config = PruneConfig(**{target: 1.01})
+    with pytest.raises(ToolError, match=rf"at 1\.\d+x its baseline as it is; {target} 1.01 asks for nothing to go"):
+        prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep)
+
+
+def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(ToolError, match="latency_ms is measured, and nothing to measure with was given"):
+        prune(deep, PruneConfig(latency_ms=1.0), data=digits)
+
+
 def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data) -> None:
     with pytest.raises(
         GateMissedError,
