@@ -152,7 +152,8 @@ def prune(
         progress: Told of every attempt at a target.
 
     Raises:
-        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced, or data is needed.
+        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced, or data
+            is needed.
         GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
     original, ignored = prepare_ranking(model, config, data)

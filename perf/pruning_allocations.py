@@ -190,8 +190,8 @@ def _markdown(result: dict[str, Any]) -> str:
     parts = [
         "# ResNet-56 on CIFAR-10, pruned to the same measured speed\n",
         made_by(result) + "\n",
-        f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned model, seeds "
-        f'{result["seeds"]}. "At once": right after pruning, batch-norm statistics re-estimated. Settings: '
+        f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned "
+        f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. Settings: "
         f"`{result['training']}`.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
