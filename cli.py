@@ -15,7 +15,9 @@ from core.processes import is_main_process, num_processes
 from interruption import interruptions
 from options import (
     DATA_HELP,
+    FACTOR,
     PATH,
+    POSITIVE,
     RATIO,
     comma_list,
     common_options,
@@ -31,6 +33,7 @@ from options import (
 )
 
 RESUMABLE = ("run", "finetune", "distill")
+PRUNING_TARGETS = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
 SHARED_BY_PROCESSES = ("finetune", "distill")
 
 
@@ -214,66 +217,104 @@ def distill(
 @main.command()
 @click.argument("model")
 @click.option(
-    "--pruning-ratio", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Share of channels to remove."
-)
-@click.option(
     "--speedup",
-    type=click.FloatRange(1, min_open=True),
-    help="Instead: factor by which the MACs are to fall. The report says what ONNX Runtime measured.",
+    type=FACTOR,
+    help="Target: how many times faster ONNX Runtime is to run it, measured; the usual choice.",
+)
+@click.option("--latency-ms", type=POSITIVE, help="Target: what ONNX Runtime is to take for a batch, measured.")
+@click.option("--macs-ratio", type=FACTOR, help="Target: how many times fewer multiply-accumulates.")
+@click.option("--params-ratio", type=FACTOR, help="Target: how many times fewer parameters.")
+@click.option(
+    "--pruning-ratio",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Target: share of channels to remove.",
 )
 @click.option(
-    "--importance",
-    type=click.Choice(["magnitude", "taylor", "bn"]),
-    default="magnitude",
+    "--precision",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
     show_default=True,
-    help="Which channels matter; taylor needs --data.",
+    help="What the file will be deployed in; latencies are measured in it.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Batch that latencies are measured at."
 )
 @click.option(
     "--allocation",
-    type=click.Choice(["global", "uniform"]),
-    default="global",
+    type=click.Choice(["latency", "global", "uniform", "isomorphic"]),
+    help="From where: as damage per millisecond says, from channels ranked together, the same share of each layer, or "
+    "ranked with those of like layers. Default: latency for a measured target, else global.",
+)
+@click.option(
+    "--importance",
+    type=click.Choice(["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"]),
+    default="magnitude",
     show_default=True,
-    help="Rank the channels of all layers together, or take the same share of each.",
+    help="Which channels of a layer go first; taylor and hessian need labelled --data.",
 )
 @click.option(
     "--round-to", type=click.IntRange(1), default=1, show_default=True, help="Keep channel counts at multiples of this."
 )
 @click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable.")
-@click.option("--data", help=f"For taylor, batch-norm statistics and accuracies: {DATA_HELP}")
+@click.option("--baseline", metavar="MODEL", help="Count factors from this model, as when pruning in steps.")
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Instead of pruning: measure what each layer and block bears, and write the plot to OUTPUT.",
+)
+@click.option("--data", help=f"For the latency allocation, statistics and accuracies: {DATA_HELP}")
 @shape_option
 @output_options
 @seed_option
 @runtime_options
 @common_options
 def prune(
-    model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
+    model: str,
+    data: str | None,
+    input_shape: tuple[int, ...] | None,
+    baseline: str | None,
+    sensitivity: bool,
+    output: Path,
+    force: bool,
+    **given: Any,
 ) -> None:
-    """Remove whole channels from MODEL.
+    """Remove channels and residual blocks from MODEL until it is as fast as you ask.
 
     \b
-    onnxpress prune runs/student --pruning-ratio 0.3 --data photos/ -o runs/pruned
+    onnxpress prune runs/student --speedup 2 --threads 1 --data photos/ -o runs/pruned
+    onnxpress prune runs/student --sensitivity --data photos/ -o sensitivity.html
     """
-    if (given["pruning_ratio"] is None) == (given["speedup"] is None):
-        raise click.UsageError("give one of --pruning-ratio and --speedup")
+    num_targets = sum(given[name] is not None for name in PRUNING_TARGETS)
+    if sensitivity and (num_targets or data is None):
+        raise click.UsageError("--sensitivity takes --data and no target: it prunes nothing")
+    if not sensitivity and num_targets != 1:
+        words = [f"--{name.replace('_', '-')}" for name in PRUNING_TARGETS]
+        raise click.UsageError(f"give one of {', '.join(words[:-1])} and {words[-1]}")
     with _session(given) as (options, progress):
         from compress.prune import PruneConfig, prune
+        from compress.ranking import RankingConfig
         from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
-        from stages import save_trained, torch_speedup
+        from core.typed_config import field_names
+        from core.whole_output import refuse_overwrite
+        from stages import find_sensitivity, measuring, save_trained
 
-        refuse_checkpoint(output, force=force)
+        (refuse_overwrite if sensitivity else refuse_checkpoint)(output, force=force)
+        provider, threads = options.pop("provider"), options.pop("threads")
         loaded = load_data(data) if data else None
-        measure = torch_speedup(options.pop("provider"), options.pop("threads"))
-        result = prune(
-            load_torch_model(model, loaded, input_shape, options["seed"]),
-            PruneConfig(**options),
-            data=loaded,
-            measure_speedup=measure,
-            progress=progress,
-        )
-        save_trained(result.model, result.report, output)
-    _render(result.report, given)
+        start = load_torch_model(model, loaded, input_shape, options["seed"])
+        if sensitivity and loaded is not None:
+            ranking = RankingConfig(**{name: options[name] for name in options if name in field_names(RankingConfig)})
+            report: Any = find_sensitivity(start, ranking, loaded, output, progress)
+        else:
+            config = PruneConfig(**options)
+            with measuring(provider, threads, config.batch_size, config.precision, loaded) as measure:
+                whole = load_torch_model(baseline, loaded, input_shape) if baseline else None
+                result = prune(start, config, data=loaded, measuring=measure, baseline=whole, progress=progress)
+            save_trained(result.model, result.report, output)
+            report = result.report
+    _render(report, given)
 
 
 @main.command()

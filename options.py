@@ -9,6 +9,8 @@ import click
 Function = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 RATIO = click.FloatRange(0, 1)
+POSITIVE = click.FloatRange(0, min_open=True)
+FACTOR = click.FloatRange(1, min_open=True)
 
 
 def _together(*decorators: Function) -> Callable[[Function], Function]:

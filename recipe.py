@@ -30,10 +30,11 @@ CONFIGS: dict[str, type] = {
 REFERENCES = {
     "finetune": ("model", "init_from", "weights"),
     "distill": ("model", "teacher", "init_from", "weights", "teacher_cache"),
+    "prune": ("model", "baseline"),
     "verify": ("model", "reference"),
     "bench": ("models",),
 }
-OPTIONAL = ("init_from", "weights", "teacher_cache")
+OPTIONAL = ("init_from", "weights", "teacher_cache", "baseline")
 LISTED = ("models",)
 LISTED_OR_ONE = ("teacher",)
 FOLDERS = ("teacher_cache",)  # no model is read from there, and no result depends on them
@@ -50,7 +51,7 @@ class Stage:
         kind: The verb.
         config: The stage's typed configuration.
         references: What it reads, by role: ``model``, ``models``, ``teacher`` (one or a list), ``reference``,
-            ``init_from``, ``weights``, and ``teacher_cache``, a folder.
+            ``init_from``, ``weights``, ``baseline``, and ``teacher_cache``, a folder.
     """
 
     name: str

@@ -5,23 +5,30 @@ The CLI's commands and a recipe's stages are made of these; only this file and `
 
 import dataclasses
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from bench.compare import bench
-from bench.latency import measure_speedup
+from bench.latency import measure_pair, measure_speedup
+from bench.layer_latency import layer_latencies
 from compress.distill import distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
+from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
-from compress.prune import MeasureSpeedup, PruneConfig, prune
-from compress.quantize import QuantizeConfig, quantize
+from compress.prune import PruneConfig, prune
+from compress.quantize import QuantizeConfig, fast_layout, quantize
+from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
+from core.errors import ToolError
 from core.history import step
+from core.layer_shape import LayerShape
+from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
@@ -29,12 +36,14 @@ from core.processes import is_main_process
 from core.progress import Progress
 from core.references import file_sha256
 from core.result import Report
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, torch_digest
 from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 from recipe import Stage
 from run_folder import Model, RunFolder
+
+CALIBRATION_SAMPLES = 32  # of files that are only timed
 
 
 class WeightsReport(Report, frozen=True):
@@ -44,18 +53,48 @@ class WeightsReport(Report, frozen=True):
     validation_accuracy: float | None
 
 
-def torch_speedup(provider: str, threads: int) -> MeasureSpeedup:
-    """Return the function that exports two torch models and measures the second's speedup on ONNX Runtime."""
+@contextmanager
+def measuring(provider: str, threads: int, batch_size: int, precision: str, data: Data | None) -> Iterator[Measuring]:
+    """Yield what times torch models, and layers, as files of that precision on ONNX Runtime.
 
-    def measure(original: TorchModel, changed: TorchModel) -> float:
-        with tempfile.TemporaryDirectory() as scratch:
-            first, second = (
-                export(model, Path(scratch) / f"{index}.onnx", ExportConfig()).model
-                for index, model in enumerate((original, changed))
+    A model timed again is not exported again.
+
+    Raises:
+        ToolError: int8 is asked for without data to calibrate it on.
+    """
+    if precision == "int8" and data is None:
+        raise ToolError("int8 is calibrated on samples; give --data")
+    types = fast_layout(provider) if precision == "int8" else None
+    files: dict[str, OnnxModel] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def exported(model: TorchModel) -> OnnxModel:
+            digest = torch_digest(model)
+            if digest not in files:
+                file = export(model, Path(scratch) / f"{len(files)}.onnx", ExportConfig()).model
+                if precision == "int8" and data is not None:
+                    config = QuantizeConfig(provider=provider, calibration_samples=CALIBRATION_SAMPLES)
+                    file = quantize(file, data, Path(scratch) / f"{len(files)}-int8.onnx", config).model
+                files[digest] = file
+            return files[digest]
+
+        def models(first: TorchModel, second: TorchModel) -> Timed:
+            return Timed(
+                *measure_pair(
+                    exported(first), exported(second), provider=provider, threads=threads, batch_size=batch_size
+                )
             )
-            return measure_speedup(first, second, provider=provider, threads=threads, batch_size=1)
 
-    return measure
+        def layers(shapes: Sequence[LayerShape]) -> list[float]:
+            return layer_latencies(
+                shapes,
+                provider=provider,
+                threads=threads,
+                batch_size=batch_size,
+                types=(types.activation_type, types.weight_type) if types else None,
+            )
+
+        yield Measuring(models, layers)
 
 
 def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel], float]:
@@ -95,6 +134,16 @@ def find_learning_rate(
     report = lr_range_test(model, data, config, progress=progress)
     with whole_file(output) as part:
         part.write_text(lr_range_plot(report))
+    return report
+
+
+def find_sensitivity(
+    model: TorchModel, config: RankingConfig, data: Data, output: Path, progress: Progress
+) -> SensitivityReport:
+    """Measure what each layer bears and write the plot."""
+    report = layer_sensitivity(model, config, data, progress)
+    with whole_file(output) as part:
+        part.write_text(sensitivity_plot(report))
     return report
 
 
@@ -145,13 +194,16 @@ def _accuracy_if_labelled(model: TorchModel, data: Data) -> float | None:
 
 def _run_prune(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
     config: PruneConfig = stage.config
-    result = prune(
-        current.torch(stage.references["model"]),
-        config,
-        data=current.data,
-        measure_speedup=torch_speedup(current.recipe.provider, current.recipe.threads),
-        progress=current.progress,
-    )
+    recipe = current.recipe
+    with measuring(recipe.provider, recipe.threads, config.batch_size, config.precision, current.data) as measure:
+        result = prune(
+            current.torch(stage.references["model"]),
+            config,
+            data=current.data,
+            measuring=measure,
+            baseline=current.torch(stage.references["baseline"]) if "baseline" in stage.references else None,
+            progress=current.progress,
+        )
     save_trained(result.model, result.report, current.path(stage))
     return result.model, result.report
 

@@ -206,17 +206,25 @@ def round_spread(rounds_ms: Sequence[FloatArray]) -> float:
     return float(np.median(np.abs(medians / np.median(medians) - 1)))
 
 
-def measure_speedup(
+def measure_pair(
     baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
-) -> float:
-    """Return the baseline's p50 over the candidate's, from interleaved runs.
+) -> tuple[float, float, float]:
+    """Return the p50 of both in milliseconds, and the first's over the second's, from interleaved runs.
 
     Raises:
         ToolError: A model cannot run there.
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
     found = measure(opens, TimingConfig(iterations=300, rounds=8, max_rounds=8, max_seconds=60))
-    return speedup(*found.rounds_ms).ratio
+    first, second = (float(np.median(np.concatenate(one))) for one in found.rounds_ms)
+    return first, second, speedup(*found.rounds_ms).ratio
+
+
+def measure_speedup(
+    baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
+) -> float:
+    """Return the third figure of `measure_pair` alone."""
+    return measure_pair(baseline, candidate, provider=provider, threads=threads, batch_size=batch_size)[2]
 
 
 def _round(

@@ -72,7 +72,7 @@ def _whole_loss(loop: Loop) -> float:
     weights = weights_of(loop.module)
     extra = loop.config.weight_decay / 2 * sum((one.square().sum() for one in weights.values()), torch.zeros(()))
     if has_penalty(loop.config):
-        extra = extra + penalty(weights, loop.start, loop.config)
+        extra = extra + penalty(loop.module, loop.start, loop.config)
     if extra.requires_grad:  # not where all that is left to train are biases
         torch.autograd.backward(extra)
     total += float(extra.detach())

@@ -1,80 +1,90 @@
-"""Remove whole channels with torch-pruning's dependency graph (DepGraph, Fang et al. 2023, arXiv 2301.12900)."""
+"""Remove channels and blocks, to a share, to fewer MACs or parameters, or to a latency measured on ONNX Runtime."""
 
-import copy
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-import torch_pruning
 from pydantic import BaseModel
 from torch import nn
-from torch.nn import functional
 
 from compress.batch_norm import re_estimate_batch_norm
-from core.data import Data, batches
+from compress.channel_cut import CutSettings, cut_share
+from compress.latency_search import SearchStep, search_latency
+from compress.ranking import RankingConfig, prepare_ranking
+from core.data import Data
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError, require
 from core.history import step
-from core.module_paths import module_at
-from core.predict import accuracy, check_reads, predict
+from core.measuring import Measuring, Timed
+from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import PruningPlan, architecture, difference
 from core.result import Report, Result
-from core.torch_model import TorchModel, example_inputs, num_params, run_once, torch_digest
-from core.trace_failure import failing_module
+from core.torch_model import TorchModel, num_params, torch_digest
 
 logger = logging.getLogger(__name__)
 
-MeasureSpeedup = Callable[[TorchModel, TorchModel], float]
-"""Speedup of the second model over the first, measured on ONNX Runtime."""
-
-Importance = Callable[[Any], torch.Tensor | None]
-"""A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
-
-PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
-TAYLOR_SAMPLES = 512
 BATCH_NORM_SAMPLES = 2048
 BISECTION_STEPS = 9
+TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
+MEASURED_TARGETS = ("speedup", "latency_ms")
+WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PruneConfig:
-    """What to remove.
+class PruneConfig(RankingConfig):
+    """What to remove; one of the five targets is given.
 
     Attributes:
-        pruning_ratio: Share of channels to remove, in (0, 1). Give this or `speedup`.
-        speedup: Factor by which the MACs are to fall, above 1.
-        importance: ``magnitude`` (L2 norm of a channel's weights), ``taylor`` (first-order change of the loss,
-            Molchanov et al. 2019; needs data) or ``bn`` (batch-norm scale, Liu et al. 2017).
-        allocation: ``global`` ranks the channels of all layers together; ``uniform`` takes the same share of each.
-        round_to: Keep channel counts at multiples of this; 1 for any count.
-        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
-        ignore: Paths of modules to leave whole; the classifier always is.
-        seed: Seeds the choice among equals.
+        pruning_ratio: Share of channels to remove, in (0, 1).
+        macs_ratio: Factor by which the MACs are to fall, above 1.
+        params_ratio: Factor by which the parameters are to fall, above 1.
+        speedup: Factor by which the latency on ONNX Runtime is to fall, above 1.
+        latency_ms: What the latency on ONNX Runtime is to be, in milliseconds.
+        allocation: ``latency`` takes from each layer, and leaves out residual blocks, as damage per measured
+            millisecond says; ``global`` ranks the channels of all layers together; ``uniform`` takes the same share
+            of each; ``isomorphic`` ranks those of like layers together (Fang et al. 2024, arXiv 2407.04616). None
+            takes ``latency`` for a measured target and ``global`` for the others.
+        precision: What the file will be deployed in, and is timed in: ``float32`` or ``int8``.
+        batch_size: What it is timed at.
+        round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds them by itself.
+        drop_blocks: Whether ``latency`` may leave out residual blocks whole.
     """
 
     pruning_ratio: float | None = None
+    macs_ratio: float | None = None
+    params_ratio: float | None = None
     speedup: float | None = None
-    importance: Literal["magnitude", "taylor", "bn"] = "magnitude"
-    allocation: Literal["global", "uniform"] = "global"
+    latency_ms: float | None = None
+    allocation: Literal["latency", "global", "uniform", "isomorphic"] | None = None
+    precision: Literal["float32", "int8"] = "float32"
+    batch_size: int = 1
     round_to: int = 1
-    max_pruning_ratio: float = 0.9
-    ignore: tuple[str, ...] = ()
-    seed: int = 0
+    drop_blocks: bool = True
 
     def __post_init__(self) -> None:
-        require((self.pruning_ratio is None) != (self.speedup is None), "give one of pruning_ratio and speedup")
+        RankingConfig.__post_init__(self)  # super() does not find its class in one with slots
+        given = [name for name in TARGETS if getattr(self, name) is not None]
+        require(len(given) == 1, f"give one of {', '.join(TARGETS)}")
+        name, value = given[0], getattr(self, given[0])
+        if name == "pruning_ratio":
+            require(0 < value < 1, f"pruning_ratio is {value}; it must be in (0, 1)")
+        elif name == "latency_ms":
+            require(value > 0, f"latency_ms is {value}; it must be positive")
+        else:
+            require(value > 1, f"{name} is {value}; it must be above 1")
         require(
-            self.pruning_ratio is None or 0 < self.pruning_ratio < 1,
-            f"pruning_ratio is {self.pruning_ratio}; it must be in (0, 1)",
+            self.allocation != "latency" or name in MEASURED_TARGETS,
+            f"allocation 'latency' goes by speedup or latency_ms, not {name}",
         )
-        require(self.speedup is None or self.speedup > 1, f"speedup is {self.speedup}; it must be above 1")
+        require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
         require(self.round_to >= 1, f"round_to is {self.round_to}; it must be at least 1")
-        require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
+
+    @property
+    def target(self) -> str:
+        """The name of the target that is given."""
+        return next(name for name in TARGETS if getattr(self, name) is not None)
 
 
 class LayerReport(BaseModel, frozen=True):
@@ -89,23 +99,35 @@ class PruneReport(Report, frozen=True):
     """What pruning removed and what that did.
 
     Attributes:
-        pruning_ratio: The ratio that torch-pruning was given.
+        allocation: How it was spread over the layers.
+        pruning_ratio: The ratio that torch-pruning was given; None where each layer has its own.
         macs: Multiply-accumulates of one sample before and after.
         params: Parameters before and after.
         macs_ratio: MACs before over MACs after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
+        baseline_speedup: The same against the baseline; None without one, or when it was not measured.
+        latency_ms: On ONNX Runtime, before and after; None when it was not measured.
+        precision: Of what was timed.
         accuracy: On the validation split, in percent: before, right after pruning, and with batch-norm statistics
             re-estimated; None without data.
         layers: The layers that became narrower.
+        dropped_blocks: The residual blocks that were left out.
+        search: What was tried on the way to a measured target.
     """
 
-    pruning_ratio: float
+    allocation: str
+    pruning_ratio: float | None
     macs: tuple[int, int]
     params: tuple[int, int]
     macs_ratio: float
     measured_speedup: float | None
+    baseline_speedup: float | None
+    latency_ms: tuple[float, float] | None
+    precision: str
     accuracy: tuple[float, float, float] | None
     layers: tuple[LayerReport, ...]
+    dropped_blocks: tuple[str, ...]
+    search: tuple[SearchStep, ...]
 
 
 def prune(
@@ -113,193 +135,224 @@ def prune(
     config: PruneConfig,
     *,
     data: Data | None = None,
-    measure_speedup: MeasureSpeedup | None = None,
+    measuring: Measuring | None = None,
+    baseline: TorchModel | None = None,
     progress: Progress = no_progress,
 ) -> Result[TorchModel, PruneReport]:
-    """Remove channels from a copy of a model; re-estimate batch-norm statistics when data is given.
+    """Remove channels, and blocks, from a copy of a model; re-estimate batch-norm statistics when data is given.
 
     Args:
         model: What to prune; left untouched.
         config: What to remove.
-        data: Needed by ``taylor``; train gives gradients and statistics, validation the accuracies in the report.
-        measure_speedup: Measures the pruned model against the original.
-        progress: Told of every attempt at a MACs target.
+        data: Needed by ``latency`` and by importances that look at gradients; train gives gradients and statistics,
+            validation the accuracies in the report.
+        measuring: Times models and layers where they are to run; needed by a measured target.
+        baseline: What factors are counted from, where that is not `model` itself: the unpruned one, say, when pruning
+            goes in steps.
+        progress: Told of every attempt at a target.
 
     Raises:
-        ToolError: A module to ignore does not exist, the model cannot be traced, or importance needs data.
-        GateMissedError: The MACs target cannot be reached within `max_pruning_ratio`.
+        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced, or data
+            is needed.
+        GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
-    original = copy.deepcopy(model.module)
-    for path in config.ignore:
-        module_at(original, path, "ignore")
-    ignored = [*_classifiers(model, config.ignore), *config.ignore]
-    if data is not None:
-        check_reads(model, data)
-        if not data.split("train").is_labelled:
-            raise ToolError(f"{data.reference} has no labels, from which accuracies and gradients come; drop --data")
-    if config.importance == "taylor":
-        _accumulate_gradients(original, model, data)
-    if config.pruning_ratio is not None:
-        ratio, module = config.pruning_ratio, _pruned(original, model, config, config.pruning_ratio, ignored)
-    else:
-        assert config.speedup is not None
-        ratio, module = _prune_to_macs(original, model, config, config.speedup, ignored, progress)
+    original, ignored = prepare_ranking(model, config, data)
+    allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
+    settings = CutSettings(
+        importance=config.importance,
+        scope="global" if allocation == "latency" else allocation,
+        round_to=config.round_to,
+        max_pruning_ratio=config.max_pruning_ratio,
+        ignored=ignored,
+        seed=config.seed,
+    )
+    target = _own_target(model, baseline, config, measuring)
+    cut = _cut(original, model, config, settings, target, allocation, data, measuring, progress)
+    module = cut.module
     module.zero_grad(set_to_none=True)
-    before = architecture(model.module)
     pruned = replace(
         model,
         module=module,
-        plan=_combined(model.plan, before, module),
+        plan=_combined(model.plan, architecture(model.module), module),
         history=(
             *model.history,
             step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint if data else None),
         ),
     )
-    accuracies = _recover(model, pruned, data)
-    macs = (num_macs(model, model.module), num_macs(model, module))
-    if not _narrower(model.module, module):
+    if not _narrower(model.module, module) and not cut.dropped:
         raise ToolError(
-            f"nothing was removed: raise the pruning ratio ({ratio:.3g}), lower round_to ({config.round_to}) or "
-            "ignore less" + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
+            f"nothing was removed: raise the pruning ratio ({cut.ratio or 0:.3g}), lower round_to ({config.round_to}) "
+            "or ignore less" + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
         )
-    speedup = measure_speedup(model, pruned) if measure_speedup else None
-    if speedup is not None and speedup < 1:
-        logger.warning("the pruned model runs at %.2fx the speed on ONNX Runtime: try --round-to 8 or 16", speedup)
+    timed = cut.timed or (measuring.models(model, pruned) if measuring else None)
+    if timed is not None and timed.speedup < 1:
+        logger.warning(
+            "the pruned model runs at %.2fx the speed on ONNX Runtime: give --speedup in place of a share",
+            timed.speedup,
+        )
+    macs = (num_macs(model, model.module), num_macs(model, module))
     report = PruneReport(
         stage="prune",
-        pruning_ratio=ratio,
+        allocation=allocation,
+        pruning_ratio=cut.ratio,
         macs=macs,
         params=(num_params(model.module), num_params(module)),
         macs_ratio=macs[0] / macs[1],
-        measured_speedup=speedup,
-        accuracy=accuracies,
+        measured_speedup=timed.speedup if timed else None,
+        baseline_speedup=measuring.models(baseline, pruned).speedup if measuring and baseline else None,
+        latency_ms=(timed.baseline_ms, timed.candidate_ms) if timed else None,
+        precision=config.precision,
+        accuracy=_recover(model, pruned, data),
         layers=_narrower(model.module, module),
+        dropped_blocks=cut.dropped,
+        search=cut.search,
     )
     return Result(pruned, report)
 
 
-def _pruned(
-    original: nn.Module, model: TorchModel, config: PruneConfig, ratio: float, ignored: Iterable[str]
-) -> nn.Module:
-    """Return a copy of the module with this share of its channels removed."""
-    module = copy.deepcopy(original)
-    for parameter, source in zip(module.parameters(), original.parameters(), strict=True):
-        parameter.grad = None if source.grad is None else source.grad.clone()
-    inputs = example_inputs(model, 2)
-    torch.manual_seed(config.seed)
-    try:
-        pruner = torch_pruning.pruner.BasePruner(
-            module,
-            inputs,
-            importance=_protecting(_IMPORTANCE[config.importance](), config.max_pruning_ratio),
-            global_pruning=config.allocation == "global",
-            pruning_ratio=min(ratio, config.max_pruning_ratio),  # more would reach into what is protected
-            max_pruning_ratio=config.max_pruning_ratio,
-            ignored_layers=[module.get_submodule(path) for path in ignored],
-            round_to=config.round_to if config.round_to > 1 else None,
-            # the library's defaults are one mutable dictionary that all pruners of a process would share
-            in_channel_groups={},
-            out_channel_groups={},
-            num_heads={},
-        )
-        pruner.step()
-    except Exception as error:
-        where = failing_module(original, inputs, _trace)
-        raise ToolError(
-            f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
-            f"leave it whole with --ignore {where or 'MODULE'}"
-        ) from error
-    module.eval()
-    run_once(replace(model, module=module))
-    return module
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cut:
+    module: nn.Module
+    ratio: float | None = None
+    dropped: tuple[str, ...] = ()
+    search: tuple[SearchStep, ...] = ()
+    timed: Timed | None = None
 
 
-def _protecting(importance: Importance, max_pruning_ratio: float) -> Importance:
-    """Put the most important channels of every group out of reach, so that no layer loses more than its share.
-
-    torch-pruning checks that share before a step only, and one step may take a whole layer.
-    """
-
-    def estimate(group: Any) -> torch.Tensor | None:
-        scores = importance(group)
-        if scores is None:
-            return None
-        num_kept = max(1, round((1 - max_pruning_ratio) * len(scores)))
-        protected = scores.clone()
-        protected[scores.topk(num_kept).indices] += PROTECTION
-        return protected
-
-    return estimate
-
-
-def _prune_to_macs(
+def _cut(
     original: nn.Module,
     model: TorchModel,
     config: PruneConfig,
+    settings: CutSettings,
+    target: float,
+    allocation: str,
+    data: Data | None,
+    measuring: Measuring | None,
+    progress: Progress,
+) -> _Cut:
+    """Remove what the target asks for, a factor of the model's own size or speed."""
+    if config.target == "pruning_ratio":
+        return _Cut(module=cut_share(original, model, settings, target), ratio=target)
+    if config.target not in MEASURED_TARGETS:
+        ratio, module = _bisect(
+            original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
+        )
+        return _Cut(module=module, ratio=ratio)
+    assert measuring is not None
+    if allocation == "latency":
+        if data is None:
+            raise ToolError("the latency allocation measures damage on samples; give --data")
+        found = search_latency(
+            original,
+            model,
+            settings,
+            target,
+            data.split("train"),
+            measuring,
+            num_samples=config.sensitivity_samples,
+            drop_blocks=config.drop_blocks,
+            progress=progress,
+        )
+        return _Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
+    return _cut_by_stopwatch(original, model, settings, target, measuring, progress)
+
+
+def _own_target(
+    model: TorchModel, baseline: TorchModel | None, config: PruneConfig, measuring: Measuring | None
+) -> float:
+    """Return the target as a share, or as a factor of what the model itself is."""
+    target: float = getattr(config, config.target)
+    if config.target == "pruning_ratio":
+        return target
+    if config.target in MEASURED_TARGETS and measuring is None:
+        raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
+    if measuring is not None and config.target == "latency_ms":
+        own_ms = measuring.models(model, model).baseline_ms
+        if own_ms <= target:
+            raise ToolError(f"the model takes {own_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
+        return own_ms / target
+    if baseline is None:
+        return target
+    if measuring is not None and config.target == "speedup":
+        reached = measuring.models(baseline, model).speedup
+    else:
+        reached = _reach(config.target, baseline)(model.module)
+    if reached >= target:
+        raise ToolError(
+            f"the model is at {reached:.2f}x its baseline as it is; {config.target} {target:g} asks for nothing to go"
+        )
+    return target / reached
+
+
+def _reach(target: str, model: TorchModel) -> Callable[[nn.Module], float]:
+    """Return the function that says by what factor a cut module is smaller."""
+    if target == "macs_ratio":
+        macs = num_macs(model, model.module)
+        return lambda module: macs / num_macs(model, module)
+    params = num_params(model.module)
+    return lambda module: params / num_params(module)
+
+
+def _cut_by_stopwatch(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
     speedup: float,
-    ignored: list[str],
+    measuring: Measuring,
+    progress: Progress,
+) -> _Cut:
+    """Bisect the share of channels for a measured speedup."""
+    timed: dict[nn.Module, Timed] = {}
+    steps: list[SearchStep] = []
+
+    def reach(module: nn.Module) -> float:
+        timed[module] = measuring.models(model, replace(model, module=module))
+        steps.append(
+            SearchStep(predicted_speedup=None, measured_speedup=timed[module].speedup, params=num_params(module))
+        )
+        return timed[module].speedup
+
+    ratio, module = _bisect(original, model, settings, reach, speedup, WORDS["speedup"], progress)
+    return _Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
+
+
+def _bisect(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    reach: Callable[[nn.Module], float],
+    target: float,
+    words: str,
     progress: Progress,
 ) -> tuple[float, nn.Module]:
-    """Bisect the pruning ratio for the least cut that divides the MACs by at least `speedup`."""
-    macs = num_macs(model, original)
+    """Bisect the pruning ratio for the least cut that reaches the target."""
     low, high = 0.0, 1.0
     best: tuple[float, nn.Module] | None = None
-    closest = 1.0
+    closest = 0.0
     for attempt in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        module = _pruned(original, model, config, middle, ignored)
-        reached = macs / num_macs(model, module)
+        module = cut_share(original, model, settings, middle)
+        reached = reach(module)
         closest = max(closest, reached)
-        if reached >= speedup:
+        if reached >= target:
             high, best = middle, (middle, module)
         else:
             low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
         raise GateMissedError(
-            f"{speedup}x fewer MACs is out of reach: {closest:.2f}x is the closest within "
-            f"max_pruning_ratio {config.max_pruning_ratio}; raise that or ignore fewer modules"
+            f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
+            f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
         )
     return best
-
-
-def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
-    """Return the path of the layer that makes the logits: the last one run that is as wide as they are.
-
-    Raises:
-        ToolError: There is none, and the user names no module to ignore either.
-    """
-    order: list[tuple[str, int]] = []
-    handles = [
-        module.register_forward_hook(lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0])))
-        for path, module in model.module.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    ]
-    try:
-        num_classes = run_once(model).shape[1]
-    finally:
-        for handle in handles:
-            handle.remove()
-    last = [path for path, width in order if width == num_classes][-1:]
-    if not last and not ignore:
-        raise ToolError(
-            f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
-        )
-    return last
-
-
-def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None) -> None:
-    """Leave in every parameter the gradient of the loss over training samples."""
-    if data is None:
-        raise ToolError("importance 'taylor' needs the gradient of the loss on samples; give --data")
-    module.zero_grad()
-    for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=TAYLOR_SAMPLES):
-        torch.autograd.backward(functional.cross_entropy(module(inputs), targets))
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:
     """Re-estimate batch-norm statistics of `pruned` in place; return the validation accuracies before and after."""
     if data is None:
+        return None
+    if not data.split("validation").is_labelled:
+        re_estimate_batch_norm(pruned.module, data.split("train"), model.preprocessing, BATCH_NORM_SAMPLES)
         return None
     before = accuracy(*predict(model, data, "validation"))
     cut = accuracy(*predict(pruned, data, "validation"))
@@ -312,10 +365,16 @@ def _combined(earlier: PruningPlan | None, before: PruningPlan, module: nn.Modul
     now = difference(before, architecture(module))
     if earlier is None:
         return now
-    attributes = {path: dict(values) for path, values in earlier.attributes.items()}
+    dropped = (*earlier.dropped, *now.dropped)
+    attributes = {path: values for path, values in earlier.attributes.items() if not _inside(path, dropped)}
     for path, values in now.attributes.items():
         attributes[path] = attributes.get(path, {}) | values
-    return PruningPlan(attributes=attributes, shapes=earlier.shapes | now.shapes)
+    shapes = {name: shape for name, shape in (earlier.shapes | now.shapes).items() if not _inside(name, dropped)}
+    return PruningPlan(attributes=attributes, shapes=shapes, dropped=dropped)
+
+
+def _inside(path: str, blocks: Sequence[str]) -> bool:
+    return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
 
 def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]:
@@ -323,23 +382,7 @@ def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]
     layers = []
     for path, module in original.named_modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            width, left = module.weight.shape[0], after[path].weight.shape[0]
-            if width != left:
+            width, left = module.weight.shape[0], after[path].weight.shape[0] if path in after else 0
+            if 0 < left != width:
                 layers.append(LayerReport(name=path, channels=width, channels_left=left))
     return tuple(layers)
-
-
-def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    """Trace a submodule alone, with inputs that carry a gradient as they do inside the whole."""
-    tracked = tuple(
-        one.detach().requires_grad_(one.is_floating_point()) if isinstance(one, torch.Tensor) else one for one in inputs
-    )
-    with redirect_stdout(StringIO()):
-        torch_pruning.DependencyGraph().build_dependency(module, example_inputs=tracked)
-
-
-_IMPORTANCE: dict[str, Callable[[], Importance]] = {
-    "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
-    "taylor": torch_pruning.importance.GroupTaylorImportance,
-    "bn": torch_pruning.importance.BNScaleImportance,
-}

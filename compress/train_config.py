@@ -44,6 +44,10 @@ class TrainConfig:
             https://arxiv.org/abs/1802.01483).
         group_lasso: Weight of the sum of norms of each output channel's weights, which empties whole channels (Yuan
             and Lin 2006).
+        bn_l1: Weight of the sum of absolute batch-norm scales, which empties channels too (network slimming, Liu et
+            al. 2017, https://arxiv.org/abs/1708.06519).
+        growing_penalties: Raise l1, l2_sp, group_lasso and bn_l1 from nothing to what is given over the run, so that
+            channels empty gently before they are pruned (after Wang et al. 2021, https://arxiv.org/abs/2012.09243).
         dropout: Set the model's dropout layers to this rate; None leaves them.
         stochastic_depth: Set the model's last stochastic-depth layer to this rate, those before it proportionally less
             (Huang et al. 2016, https://arxiv.org/abs/1603.09382); None leaves them.
@@ -84,6 +88,8 @@ class TrainConfig:
     l1: float = 0.0
     l2_sp: float = 0.0
     group_lasso: float = 0.0
+    bn_l1: float = 0.0
+    growing_penalties: bool = False
     dropout: float | None = None
     stochastic_depth: float | None = None
     activation: Activation | None = None
@@ -146,6 +152,7 @@ _AT_LEAST = {
     "l1": 0,
     "l2_sp": 0,
     "group_lasso": 0,
+    "bn_l1": 0,
     "crop_padding": 0,
     "shear": 0,
     "rand_augment": 0,
@@ -166,7 +173,7 @@ _RANDOM = (
     "dropout",
     "stochastic_depth",
 )
-_OF_STEPS = ("ema_decay", "clip_grad_norm")
+_OF_STEPS = ("ema_decay", "clip_grad_norm", "growing_penalties")
 
 
 def _at_least(least: int) -> str:

@@ -249,7 +249,7 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     num_taken = 0  # as many as num_steps, unless every sample of a batch was left out
     for batch in epoch_batches(loop, epoch):
         schedule.step_update(epoch * num_steps + num_taken)
-        losses[num_taken] = train_step(loop, batch)
+        losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs)
         num_taken += 1
         if num_taken % check_every == 0 or num_taken == num_steps:
             latest = losses[(num_taken - 1) // check_every * check_every : num_taken]

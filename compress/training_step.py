@@ -230,8 +230,14 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
         yield TrainBatch(samples, targets, raw.positions, variant, loop.speed.use_bfloat16)
 
 
-def train_step(loop: Loop, batch: TrainBatch) -> Tensor:
-    """Take one optimizer step on a batch and return its loss, without gradient."""
+def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0) -> Tensor:
+    """Take one optimizer step on a batch and return its loss, without gradient.
+
+    Args:
+        loop: What to train.
+        batch: What on.
+        share: How much of the run has passed, in [0, 1], by which growing penalties go.
+    """
     config, parts = loop.config, batch.split(loop.config.accumulation_steps)
     total = torch.zeros((), device=batch.samples.device)
     loop.optimizer.zero_grad()
@@ -240,7 +246,7 @@ def train_step(loop: Loop, batch: TrainBatch) -> Tensor:
         with _synchronised(loop, is_last):
             loss = loss_of(loop, part) * (len(part.samples) / len(batch.samples))
             if is_last and has_penalty(config):
-                loss = loss + penalty(weights_of(loop.module), loop.start, config)
+                loss = loss + penalty(loop.module, loop.start, config, share)
             loop.accelerator.backward(loss)
         total = total + loss.detach()
     if config.clip_grad_norm:

@@ -1,10 +1,11 @@
 """What pruning changed in an architecture, small enough for JSON and replayed without tracing.
 
 A plan holds, for every module that pruning touched, the attributes that changed (``out_channels``, ``in_features``,
-``num_heads``, ...) and the new shape of every parameter and buffer that changed. Replaying it on the freshly built
-original gives the pruned architecture; the weights come from the checkpoint.
+``num_heads``, ...), the new shape of every parameter and buffer that changed, and the blocks that were left out.
+Replaying it on the freshly built original gives the pruned architecture; the weights come from the checkpoint.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ class PruningPlan(BaseModel, frozen=True):
     Attributes:
         attributes: Module path to attribute name to value.
         shapes: Parameter or buffer name to shape.
+        dropped: Paths of modules that became `nn.Identity`.
     """
 
     attributes: dict[str, dict[str, Any]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    dropped: tuple[str, ...] = ()
 
 
 def architecture(module: nn.Module) -> PruningPlan:
@@ -40,9 +43,11 @@ def difference(original: PruningPlan, pruned: PruningPlan) -> PruningPlan:
         path: {name: value for name, value in after.items() if original.attributes[path].get(name) != value}
         for path, after in pruned.attributes.items()
     }
+    gone = {path for path in original.attributes if path not in pruned.attributes}
     return PruningPlan(
         attributes={path: changed for path, changed in attributes.items() if changed},
         shapes={name: shape for name, shape in pruned.shapes.items() if original.shapes[name] != shape},
+        dropped=tuple(sorted({parent for path in gone if (parent := path.rpartition(".")[0]) not in gone})),
     )
 
 
@@ -52,28 +57,41 @@ def replay(module: nn.Module, plan: PruningPlan) -> None:
     Raises:
         ToolError: The module does not have what the plan names.
     """
+    drop(module, plan.dropped)
     children = dict(module.named_modules())
     tensors = module.state_dict()
     for path in plan.attributes:
         if path not in children:
-            raise ToolError(
-                f"the pruning plan names the module {path!r}, which the rebuilt model does not have; "
-                "its source has changed since"
-            )
+            raise _changed_since(f"the module {path!r}")
     for name in plan.shapes:
         if any(size < 0 for size in plan.shapes[name]):
             raise ToolError(f"the pruning plan gives {name!r} the shape {plan.shapes[name]}; the plan is damaged")
         if name not in tensors:
-            raise ToolError(
-                f"the pruning plan names the tensor {name!r}, which the rebuilt model does not have; "
-                "its source has changed since"
-            )
+            raise _changed_since(f"the tensor {name!r}")
     for path, attributes in plan.attributes.items():
         for name, value in attributes.items():
             setattr(children[path], name, tuple(value) if isinstance(value, list) else value)
     for name, shape in plan.shapes.items():
         path, _, leaf = name.rpartition(".")
         _resize(children[path], leaf, shape)
+
+
+def drop(module: nn.Module, paths: Sequence[str]) -> None:
+    """Leave out blocks, in place: each passes on what it is given.
+
+    Raises:
+        ToolError: There is none of that path.
+    """
+    for path in paths:
+        if path not in dict(module.named_modules()):
+            raise _changed_since(f"the module {path!r}")
+        module.set_submodule(path, nn.Identity())
+
+
+def _changed_since(named: str) -> ToolError:
+    return ToolError(
+        f"the pruning plan names {named}, which the rebuilt model does not have; its source has changed since"
+    )
 
 
 def _resize(owner: nn.Module, leaf: str, shape: tuple[int, ...]) -> None:

@@ -104,7 +104,7 @@ def test_a_shape_that_is_none_exits_2(onnxpress: Onnxpress) -> None:
 def test_prune_wants_one_target(onnxpress: Onnxpress, options: list[str]) -> None:
     result = onnxpress("prune", "timm:resnet18", "-o", "out", *options)
     assert result.exit_code == 2
-    assert "give one of --pruning-ratio and --speedup" in result.stderr
+    assert "give one of --speedup, --latency-ms, --macs-ratio, --params-ratio and --pruning-ratio" in result.stderr
 
 
 def test_no_arguments_show_the_commands(onnxpress: Onnxpress) -> None:

@@ -42,6 +42,20 @@ def cnn(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
     )
 
 
+def deep(num_classes: int = 10, in_chans: int = 1, width: int = 32) -> nn.Module:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+            self.blocks = nn.Sequential(*(Residual(width) for _ in range(6)))
+            self.head = nn.Linear(width, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+    return Deep()
+
+
 def untraceable(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     first, *rest = cnn(num_classes, in_chans)
     return nn.Sequential(first, nn.Sequential(nn.ReLU(), Untraceable()), *rest)

@@ -11,6 +11,7 @@ from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError
+from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
 from core.torch_model import TorchModel, num_params
 
@@ -23,8 +24,8 @@ def widths(model: TorchModel) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn"])
-@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("importance", ["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"])
+@pytest.mark.parametrize("allocation", ["global", "uniform", "isomorphic"])
 def test_each_importance_removes_channels_and_keeps_the_output(
     trained: TorchModel, digits: Data, importance: str, allocation: str
 ) -> None:
@@ -68,15 +69,22 @@ def test_an_ignored_module_stays_whole(trained: TorchModel) -> None:
     assert widths(result.model)["3.conv1"] == 16
 
 
-@pytest.mark.parametrize("speedup", [1.5, 3.0])
-def test_a_macs_target_is_met_and_not_far_overshot(trained: TorchModel, speedup: float) -> None:
-    report = prune(trained, PruneConfig(speedup=speedup)).report
-    assert speedup <= report.macs_ratio < speedup * 1.35
+@pytest.mark.parametrize("ratio", [1.5, 3.0])
+def test_a_macs_target_is_met_and_not_far_overshot(trained: TorchModel, ratio: float) -> None:
+    report = prune(trained, PruneConfig(macs_ratio=ratio)).report
+    assert ratio <= report.macs_ratio < ratio * 1.35
 
 
-def test_a_macs_target_out_of_reach_says_how_close_it_came(trained: TorchModel) -> None:
-    with pytest.raises(GateMissedError, match=r"50x fewer MACs is out of reach: \d+\.\d+x is the closest"):
-        prune(trained, PruneConfig(speedup=50, max_pruning_ratio=0.5))
+@pytest.mark.parametrize("ratio", [1.5, 3.0])
+def test_a_target_of_parameters_is_met_and_not_far_overshot(trained: TorchModel, ratio: float) -> None:
+    before, after = prune(trained, PruneConfig(params_ratio=ratio)).report.params
+    assert ratio <= before / after < ratio * 1.35
+
+
+@pytest.mark.parametrize(("target", "words"), [("macs_ratio", "fewer MACs"), ("params_ratio", "fewer parameters")])
+def test_a_target_out_of_reach_says_how_close_it_came(trained: TorchModel, target: str, words: str) -> None:
+    with pytest.raises(GateMissedError, match=rf"50x {words} is out of reach: \d+\.\d+x is the closest"):
+        prune(trained, PruneConfig(**{target: 50}, max_pruning_ratio=0.5))
 
 
 def test_no_layer_is_emptied(trained: TorchModel) -> None:
@@ -117,9 +125,10 @@ def test_re_estimated_statistics_mend_what_pruning_broke(trained: TorchModel, di
     assert mended > cut
 
 
-def test_the_measured_speedup_is_reported(trained: TorchModel) -> None:
-    report = prune(trained, PruneConfig(pruning_ratio=0.3), measure_speedup=lambda original, pruned: 1.25).report
-    assert report.measured_speedup == 1.25
+def test_what_was_measured_is_reported(trained: TorchModel) -> None:
+    measuring = Measuring(lambda original, pruned: Timed(2.0, 1.6, 1.25), layers=lambda shapes: [])
+    report = prune(trained, PruneConfig(pruning_ratio=0.3), measuring=measuring).report
+    assert (report.measured_speedup, report.latency_ms) == (1.25, (2.0, 1.6))
 
 
 def test_a_module_to_ignore_that_does_not_exist_suggests_the_nearest(trained: TorchModel) -> None:
@@ -148,8 +157,9 @@ def test_a_cut_that_removes_nothing_says_so(tiny: str, digits: Data, values: dic
 
 
 def test_a_slower_model_is_warned_of(trained: TorchModel, caplog: pytest.LogCaptureFixture) -> None:
-    prune(trained, PruneConfig(pruning_ratio=0.3), measure_speedup=lambda original, pruned: 0.7)
-    assert "runs at 0.70x the speed on ONNX Runtime: try --round-to" in caplog.text
+    measuring = Measuring(lambda original, pruned: Timed(0.7, 1.0, 0.7), layers=lambda shapes: [])
+    prune(trained, PruneConfig(pruning_ratio=0.3), measuring=measuring)
+    assert "runs at 0.70x the speed on ONNX Runtime: give --speedup in place of a share" in caplog.text
 
 
 def test_taylor_without_data_says_so(trained: TorchModel) -> None:
@@ -158,8 +168,19 @@ def test_taylor_without_data_says_so(trained: TorchModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{}, {"pruning_ratio": 0.5, "speedup": 2.0}, {"pruning_ratio": 1.0}, {"speedup": 0.5}]
+    ("values", "message"),
+    [
+        ({}, "give one of pruning_ratio, macs_ratio, params_ratio, speedup, latency_ms"),
+        ({"pruning_ratio": 0.5, "speedup": 2.0}, "give one of"),
+        ({"pruning_ratio": 1.0}, r"pruning_ratio is 1.0; it must be in \(0, 1\)"),
+        ({"speedup": 0.5}, "speedup is 0.5; it must be above 1"),
+        ({"macs_ratio": 1.0}, "macs_ratio is 1.0; it must be above 1"),
+        ({"latency_ms": 0.0}, "latency_ms is 0.0; it must be positive"),
+        ({"pruning_ratio": 0.5, "allocation": "latency"}, "allocation 'latency' goes by speedup or latency_ms, not"),
+        ({"speedup": 2.0, "batch_size": 0}, "batch_size is 0; it must be at least 1"),
+        ({"speedup": 2.0, "sensitivity_samples": 0}, "sensitivity_samples is 0; it must be at least 1"),
+    ],
 )
-def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=r"give one of|must be"):
+def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         PruneConfig(**values)

@@ -1,0 +1,173 @@
+"""How long single layers take on ONNX Runtime: what a search asks before it has a model to time.
+
+All layers asked for stand side by side in one file, which runs under the profiler: each is timed with caches as cold as
+in a model, in the kernels that ONNX Runtime chooses there. What was timed is kept, for this machine and version.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.profile import profile
+from core.history import digest_of
+from core.layer_shape import LayerShape
+from core.machine import package_versions, this_machine
+from core.onnx_model import open_onnx
+from core.whole_output import whole_file
+
+OPSET = 20
+SCALE = 0.05  # of every quantized tensor: no time depends on it
+
+
+def layer_latencies(
+    layers: Sequence[LayerShape],
+    *,
+    provider: str,
+    threads: int,
+    batch_size: int,
+    types: tuple[str, str] | None = None,
+    cache: Path | None = None,
+) -> list[float]:
+    """Return the milliseconds that each layer takes.
+
+    Args:
+        layers: What to time; equal ones are timed once.
+        provider: Where.
+        threads: Threads inside an operator; 0 takes the cores this process may use.
+        batch_size: Samples a run.
+        types: Of activations and weights, ``uint8`` or ``int8``, as a QDQ file has them; None for float32.
+        cache: Folder that keeps what was timed; None takes the user's cache folder.
+
+    Raises:
+        ToolError: The provider cannot be used.
+    """
+    where = [provider, threads, batch_size, types, this_machine().model_dump(), package_versions()]
+    path = (cache or cache_folder()) / f"layers-{digest_of(where)[:16]}.json"
+    known = _read(path)
+    missing = {_key(layer): layer for layer in layers if _key(layer) not in known}
+    if missing:
+        with tempfile.TemporaryDirectory() as scratch:
+            file = Path(scratch) / "layers.onnx"
+            onnx.save(_side_by_side(list(missing.values()), batch_size, types), file)
+            nodes = profile(open_onnx(file), provider, threads, batch_size)
+        times = {node.name.split("_")[0]: node.ms for node in nodes if node.name.startswith("layer")}
+        known |= {key: times[f"layer{index}"] for index, key in enumerate(missing)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(known))
+    return [known[_key(layer)] for layer in layers]
+
+
+def cache_folder() -> Path:
+    """Return where tables are kept: ``$ONNXPRESS_CACHE``, else ``onnxpress`` in the user's cache folder."""
+    named = os.environ.get("ONNXPRESS_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxpress"
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        known: dict[str, float] = json.loads(path.read_text())
+    except (OSError, ValueError):  # not there yet, or damaged: it is timed anew
+        return {}
+    return known
+
+
+def _key(layer: LayerShape) -> str:
+    return layer.model_dump_json()
+
+
+def _side_by_side(layers: Sequence[LayerShape], batch_size: int, types: tuple[str, str] | None) -> onnx.ModelProto:
+    """Return a file of one input and one output for each layer, of node ``layer0``, ``layer1``, ..."""
+    parts: list[Any] = [[], [], [], []]
+    for index, layer in enumerate(layers):
+        for whole, part in zip(parts, _alone(f"layer{index}", layer, batch_size, types), strict=True):
+            whole += part
+    nodes, inputs, outputs, constants = parts
+    graph = helper.make_graph(nodes, "layers", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+
+
+def _alone(name: str, layer: LayerShape, batch_size: int, types: tuple[str, str] | None) -> tuple[Any, ...]:
+    """Return a layer's nodes, inputs, outputs and constants."""
+    is_conv = layer.kind == "conv"
+    shape = (batch_size, layer.in_channels, *layer.size) if is_conv else (batch_size, *layer.size, layer.in_channels)
+    weight_shape = (
+        (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
+        if is_conv
+        else (layer.in_channels, layer.out_channels)
+    )
+    random = np.random.default_rng(0)
+    bias = np.zeros(layer.out_channels, np.float32)
+    attributes: dict[str, Any] = {}
+    if is_conv:
+        attributes = {
+            "kernel_shape": layer.kernel,
+            "strides": layer.stride,
+            "pads": [*layer.padding, *layer.padding],
+            "dilations": layer.dilation,
+            "group": layer.groups,
+        }
+    inputs = [helper.make_tensor_value_info(f"{name}_in", TensorProto.FLOAT, ["batch", *shape[1:]])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
+    is_gemm = not is_conv and not layer.size
+    operator = "Conv" if is_conv else "Gemm" if is_gemm else "MatMul"
+    if types is None:
+        constants = [numpy_helper.from_array(random.standard_normal(weight_shape, dtype=np.float32), f"{name}_w")]
+        operands = [f"{name}_in", f"{name}_w"]
+        if operator != "MatMul":
+            constants.append(numpy_helper.from_array(bias, f"{name}_b"))
+            operands.append(f"{name}_b")
+        return [helper.make_node(operator, operands, [name], name=name, **attributes)], inputs, outputs, constants
+    return _quantized(name, operator, attributes, weight_shape, types, inputs, outputs)
+
+
+def _quantized(
+    name: str,
+    operator: str,
+    attributes: dict[str, Any],
+    weight_shape: tuple[int, ...],
+    types: tuple[str, str],
+    inputs: list[Any],
+    outputs: list[Any],
+) -> tuple[Any, ...]:
+    """Return the layer between the pairs of QuantizeLinear and DequantizeLinear that ONNX Runtime fuses with it."""
+    activation, weight = (np.dtype(one).type for one in types)
+    random = np.random.default_rng(0)
+    num_out = weight_shape[0] if operator == "Conv" else weight_shape[1]
+    arrays = {
+        "w": random.integers(-100, 100, weight_shape).astype(weight),
+        "w_zero": np.zeros((), weight),
+        "b": np.zeros(num_out, np.int32),
+        "b_zero": np.zeros((), np.int32),
+        "zero": np.array(128 if activation is np.uint8 else 0, activation),
+        "scale": np.array(SCALE, np.float32),
+        "b_scale": np.array(SCALE * SCALE, np.float32),
+    }
+    constants = [numpy_helper.from_array(array, f"{name}_{key}") for key, array in arrays.items()]
+    activation_range = [f"{name}_scale", f"{name}_zero"]
+
+    def node(kind: str, operands: list[str], output: str, **more: Any) -> Any:
+        return helper.make_node(kind, operands, [output], name=output, **more)
+
+    nodes = [
+        node("QuantizeLinear", [f"{name}_in", *activation_range], f"q{name}_in"),
+        node("DequantizeLinear", [f"q{name}_in", *activation_range], f"d{name}_in"),
+        node("DequantizeLinear", [f"{name}_w", f"{name}_scale", f"{name}_w_zero"], f"d{name}_w"),
+    ]
+    operands = [f"d{name}_in", f"d{name}_w"]
+    if operator != "MatMul":
+        nodes.append(node("DequantizeLinear", [f"{name}_b", f"{name}_b_scale", f"{name}_b_zero"], f"d{name}_b"))
+        operands.append(f"d{name}_b")
+    nodes += [
+        helper.make_node(operator, operands, [f"{name}_float"], name=name, **attributes),
+        node("QuantizeLinear", [f"{name}_float", *activation_range], f"q{name}_out"),
+        helper.make_node("DequantizeLinear", [f"q{name}_out", *activation_range], [name], name=f"d{name}_out"),
+    ]
+    return nodes, inputs, outputs, constants

@@ -1,0 +1,180 @@
+"""The bridge to torch-pruning: whole channels removed along its dependency graph (DepGraph, Fang et al. 2023).
+
+DepGraph: https://arxiv.org/abs/2301.12900
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from core.errors import ToolError
+from core.pruning_plan import drop
+from core.torch_model import TorchModel, example_inputs, run_once
+from core.trace_failure import failing_module
+
+Importance = Callable[[Any], torch.Tensor | None]
+"""A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
+
+PRUNED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LSTM)
+PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
+
+IMPORTANCES: dict[str, Callable[[], Importance]] = {
+    "magnitude": torch_pruning.importance.GroupMagnitudeImportance,
+    "bn": torch_pruning.importance.BNScaleImportance,
+    "lamp": torch_pruning.importance.LAMPImportance,
+    "fpgm": torch_pruning.importance.FPGMImportance,
+    "taylor": torch_pruning.importance.GroupTaylorImportance,
+    "hessian": torch_pruning.importance.GroupHessianImportance,
+    "random": torch_pruning.importance.RandomImportance,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CutSettings:
+    """What every cut of a model has in common.
+
+    Attributes:
+        importance: One of `IMPORTANCES`.
+        scope: Which channels are ranked together: ``global``, ``uniform`` (each layer's own) or ``isomorphic``.
+        round_to: Channel counts stay multiples of this.
+        max_pruning_ratio: Share of a layer's channels that is never exceeded.
+        ignored: Paths of modules to leave whole.
+        seed: Seeds the choice among equals.
+    """
+
+    importance: str
+    scope: str
+    round_to: int
+    max_pruning_ratio: float
+    ignored: tuple[str, ...]
+    seed: int
+
+
+def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, ratio: float) -> nn.Module:
+    """Return a copy of the module with this share of its channels removed.
+
+    Args:
+        original: The module to cut, with gradients where the importance needs them; left untouched.
+        model: The model it is of.
+        settings: How to rank.
+        ratio: Share of the channels.
+
+    Raises:
+        ToolError: torch-pruning cannot follow the module.
+    """
+    module = _copy_with_gradients(original)
+    _step(module, model, settings, original, pruning_ratio=min(ratio, settings.max_pruning_ratio))
+    return module
+
+
+def cut_groups(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    left: Mapping[tuple[str, ...], float],
+    dropped: Sequence[str] = (),
+) -> nn.Module:
+    """Return a copy of the module with each named group narrowed to a share of its width, and whole blocks left out.
+
+    Args:
+        original: As for `cut_share`.
+        model: As for `cut_share`.
+        settings: How to rank; the scope does not matter.
+        left: Paths of the layers whose outputs a group is -> the share of its channels that stays.
+        dropped: Paths of blocks that pass on what they are given.
+
+    Raises:
+        ToolError: torch-pruning cannot follow the module.
+    """
+    module = _copy_with_gradients(original)
+    drop(module, dropped)
+    present = dict(module.named_modules())
+    ratios = {}
+    for paths, share in left.items():
+        layer = next((present[path] for path in paths if isinstance(present.get(path), PRUNED_LAYERS)), None)
+        if layer is not None:
+            ratios[layer] = 1 - share
+    if ratios:
+        own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)
+        _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)
+    run_once(replace(model, module=module.eval()))
+    return module
+
+
+def make_pruner(module: nn.Module, model: TorchModel, settings: CutSettings, **more: Any) -> Any:
+    """Make torch-pruning's pruner of a module."""
+    present = dict(module.named_modules())
+    return torch_pruning.pruner.BasePruner(
+        module,
+        example_inputs(model, 2),
+        importance=_protecting(IMPORTANCES[settings.importance](), settings.max_pruning_ratio),
+        global_pruning=settings.scope != "uniform",
+        isomorphic=settings.scope == "isomorphic",
+        max_pruning_ratio=settings.max_pruning_ratio,
+        ignored_layers=[present[path] for path in settings.ignored if path in present],
+        round_to=settings.round_to if settings.round_to > 1 else None,
+        # the library's defaults are one mutable dictionary that all pruners of a process would share
+        in_channel_groups={},
+        out_channel_groups={},
+        num_heads={},
+        **more,
+    )
+
+
+def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module, **more: Any) -> None:
+    torch.manual_seed(settings.seed)
+    try:
+        make_pruner(module, model, settings, **more).step()
+    except Exception as error:
+        raise cannot_follow(original, model, error) from error
+    run_once(replace(model, module=module.eval()))
+
+
+def cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
+    """Return the error that names the module that torch-pruning cannot follow, and what to do."""
+    where = failing_module(original, example_inputs(model, 2), _trace)
+    return ToolError(
+        f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
+        f"leave it whole with --ignore {where or 'MODULE'}"
+    )
+
+
+def _copy_with_gradients(original: nn.Module) -> nn.Module:
+    module = copy.deepcopy(original)
+    for parameter, source in zip(module.parameters(), original.parameters(), strict=True):
+        parameter.grad = None if source.grad is None else source.grad.clone()
+    return module
+
+
+def _protecting(importance: Importance, max_pruning_ratio: float) -> Importance:
+    """Put the most important channels of every group out of reach, so that no layer loses more than its share.
+
+    torch-pruning checks that share before a step only, and one step may take a whole layer.
+    """
+
+    def estimate(group: Any) -> torch.Tensor | None:
+        scores = importance(group)
+        if scores is None:
+            return None
+        num_kept = max(1, round((1 - max_pruning_ratio) * len(scores)))
+        protected = scores.clone()
+        protected[scores.topk(num_kept).indices] += PROTECTION
+        return protected
+
+    return estimate
+
+
+def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Trace a submodule alone, with inputs that carry a gradient as they do inside the whole."""
+    tracked = tuple(
+        one.detach().requires_grad_(one.is_floating_point()) if isinstance(one, torch.Tensor) else one for one in inputs
+    )
+    with redirect_stdout(StringIO()):
+        torch_pruning.DependencyGraph().build_dependency(module, example_inputs=tracked)

@@ -1,0 +1,184 @@
+"""The search for the least damage at a latency: predict from the table, cut, time the real thing, correct, repeat."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import BaseModel
+from torch import nn
+
+from compress.channel_cut import CutSettings, cut_groups
+from compress.channel_groups import ChannelGroup, channel_groups
+from compress.latency_allocation import LatencyTable, Option, Unit, choose, find_units, latency_table
+from compress.residual_blocks import residual_blocks
+from compress.sensitivity import answers_of
+from core.data import Split
+from core.errors import GateMissedError
+from core.layer_shape import layer_shapes
+from core.measuring import Measuring, Timed
+from core.progress import Progress
+from core.torch_model import TorchModel, num_params
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 8  # models exported and timed
+MOST_CHOICES = 40
+CLOSE = 0.001  # of the model's time, between which two savings are the same
+TOLERANCE = 0.02  # above the target, within which an attempt is taken
+
+
+class SearchStep(BaseModel, frozen=True):
+    """One attempt.
+
+    Attributes:
+        predicted_speedup: From the table of layers; None where there is none.
+        measured_speedup: On ONNX Runtime.
+        params: Parameters left.
+        damage: Divergence expected of it, in nats; None where it was not looked at.
+    """
+
+    predicted_speedup: float | None
+    measured_speedup: float
+    params: int
+    damage: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """The module that the search ended with, the blocks it leaves out, its timing, and all attempts."""
+
+    module: nn.Module
+    dropped: tuple[str, ...]
+    timed: Timed
+    steps: tuple[SearchStep, ...]
+
+
+def search_latency(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    speedup: float,
+    split: Split,
+    measuring: Measuring,
+    *,
+    num_samples: int,
+    drop_blocks: bool,
+    progress: Progress,
+) -> Found:
+    """Narrow groups and leave out blocks until the model is that much faster where it will run.
+
+    Args:
+        original: The model's module, with gradients where the importance needs them; left untouched.
+        model: The model.
+        settings: How channels are ranked, and what is ignored.
+        speedup: The target, above 1.
+        split: Samples that damage is measured on; labels are not read.
+        measuring: Times models and layers.
+        num_samples: How many samples.
+        drop_blocks: Whether blocks may go.
+        progress: Told of every look and every attempt.
+
+    Raises:
+        ToolError: torch-pruning cannot follow the module, or a candidate cannot be exported.
+        GateMissedError: The target is out of reach; the closest attempt is named.
+    """
+    groups = channel_groups(original, model, settings)
+    blocks = residual_blocks(model, settings.ignored) if drop_blocks else ()
+    baseline_ms = measuring.models(model, model).baseline_ms
+    table = latency_table(layer_shapes(model), groups, measuring.layers, baseline_ms)
+    with answers_of(original, split, model.preprocessing, num_samples) as answers:
+        units = find_units(original, groups, blocks, table, answers, progress)
+    return _attempts(original, model, settings, speedup, measuring, groups, table, units, progress)
+
+
+def _attempts(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    speedup: float,
+    measuring: Measuring,
+    groups: Sequence[ChannelGroup],
+    table: LatencyTable,
+    units: Sequence[Unit],
+    progress: Progress,
+) -> Found:
+    """Correct what is asked of the table by what was measured, until that is the target."""
+    whole_ms = table.total_ms(groups, {}, ())
+    low, high = 0.0, sum(max(option.saving_ms for option in unit) for unit in units)
+    saving_ms = min(whole_ms * (1 - 1 / speedup), high)
+    tried: list[_Attempt] = []
+    for _ in range(MOST_CHOICES):
+        chosen = choose(units, saving_ms)
+        if chosen is None or len(tried) == ATTEMPTS or high - low < CLOSE * whole_ms:
+            break
+        attempt = next((one for one in tried if one.chosen == chosen), None)
+        if attempt is None:
+            attempt = _attempt(original, model, settings, chosen, measuring, groups, table)
+            tried.append(attempt)
+            progress("search", len(tried), ATTEMPTS, "attempts")
+        reached = attempt.timed.speedup
+        if speedup <= reached <= speedup * (1 + TOLERANCE):
+            break
+        low, high = (max(low, saving_ms), high) if reached < speedup else (low, min(high, saving_ms))
+        # the time that is left, in the table's milliseconds, ought to fall or rise by the ratio that was missed
+        saving_ms = whole_ms - (whole_ms - chosen.saving_ms) * reached / speedup
+        if not low < saving_ms < high:
+            saving_ms = (low + high) / 2
+    enough = [one for one in tried if one.timed.speedup >= speedup * (1 - TOLERANCE / 2)]
+    if not enough:
+        raise GateMissedError(_out_of_reach(speedup, tried))
+    best = min(enough, key=lambda one: one.timed.speedup)
+    return Found(
+        module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    chosen: Option
+    module: nn.Module
+    timed: Timed
+    step: SearchStep
+
+
+def _attempt(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    chosen: Option,
+    measuring: Measuring,
+    groups: Sequence[ChannelGroup],
+    table: LatencyTable,
+) -> _Attempt:
+    """Cut as chosen, and time what is left."""
+    left = {
+        tuple(group.outputs): (chosen.left[group.name] + 0.5) / group.width  # torch-pruning rounds down
+        for group in groups
+        if group.name in chosen.left
+    }
+    module = cut_groups(original, model, settings, left, chosen.dropped)
+    timed = measuring.models(model, replace(model, module=module))
+    step = SearchStep(
+        predicted_speedup=table.total_ms(groups, {}, ()) / table.total_ms(groups, chosen.left, chosen.dropped),
+        measured_speedup=timed.speedup,
+        params=num_params(module),
+        damage=chosen.damage,
+    )
+    logger.info(
+        "tried %.2fx by the table: %.2fx as measured, %d parameters",
+        step.predicted_speedup,
+        step.measured_speedup,
+        step.params,
+    )
+    return _Attempt(chosen=chosen, module=module, timed=timed, step=step)
+
+
+def _out_of_reach(speedup: float, tried: Sequence[_Attempt]) -> str:
+    closest = max(tried, key=lambda one: one.timed.speedup, default=None)
+    if closest is None:
+        return f"{speedup:.4g}x the speed is out of reach: nothing that may go saves time; ignore fewer modules"
+    return (
+        f"{speedup:.4g}x the speed is out of reach: {closest.timed.speedup:.2f}x is the closest, with "
+        f"{closest.step.params} parameters, {len(closest.chosen.dropped)} blocks left out and "
+        f"{len(closest.chosen.left)} groups narrowed; ignore fewer modules, or distil a smaller student"
+    )

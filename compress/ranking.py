@@ -1,0 +1,99 @@
+"""Which channels matter: what ranks them, on what gradients, and what is left out of the ranking."""
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from core.data import Data, batches
+from core.errors import ToolError, require
+from core.module_paths import module_at
+from core.predict import check_reads
+from core.torch_model import TorchModel, run_once
+
+GRADIENT_SAMPLES = 512
+NEED_GRADIENTS = ("taylor", "hessian")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankingConfig:
+    """How channels are ranked.
+
+    Attributes:
+        importance: Which channels of a layer go first: ``magnitude`` (L2 norm of a channel's weights), ``bn``
+            (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (He et al. 2019), ``taylor``
+            (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
+            or ``random``.
+        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
+        ignore: Paths of modules to leave whole; the classifier always is.
+        sensitivity_samples: Samples that damage is measured on.
+        seed: Seeds the choice among equals.
+    """
+
+    importance: Literal["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"] = "magnitude"
+    max_pruning_ratio: float = 0.9
+    ignore: tuple[str, ...] = ()
+    sensitivity_samples: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.sensitivity_samples >= 1, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 1"
+        )
+        require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
+
+
+def prepare_ranking(model: TorchModel, config: RankingConfig, data: Data | None) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return a copy of the module, with gradients where the importance looks at them, and what is to be left whole.
+
+    Raises:
+        ToolError: A module to ignore does not exist, the classifier cannot be told, the model cannot read the data, or
+            the importance needs labelled data and has none.
+    """
+    module = copy.deepcopy(model.module)
+    for path in config.ignore:
+        module_at(module, path, "ignore")
+    if data is not None:
+        check_reads(model, data)
+    if config.importance in NEED_GRADIENTS:
+        _accumulate_gradients(module, model, data, config.importance)
+    return module, (*_classifiers(model, config.ignore), *config.ignore)
+
+
+def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
+    """Return the path of the layer that makes the logits: the last one run that is as wide as they are.
+
+    Raises:
+        ToolError: There is none, and the user names no module to ignore either.
+    """
+    order: list[tuple[str, int]] = []
+    handles = [
+        module.register_forward_hook(lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0])))
+        for path, module in model.module.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    ]
+    try:
+        num_classes = run_once(model).shape[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    last = [path for path, width in order if width == num_classes][-1:]
+    if not last and not ignore:
+        raise ToolError(
+            f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
+        )
+    return last
+
+
+def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:
+    """Leave in every parameter the gradient of the loss over training samples."""
+    if data is None:
+        raise ToolError(f"importance {importance!r} needs the gradient of the loss on samples; give --data")
+    if not data.split("train").is_labelled:
+        raise ToolError(f"{data.reference} has no labels, which the gradients of {importance!r} come from")
+    module.zero_grad()
+    for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=GRADIENT_SAMPLES):
+        torch.autograd.backward(functional.cross_entropy(module(inputs), targets))

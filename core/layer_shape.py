@@ -1,0 +1,83 @@
+"""A convolution or matrix product as far as its latency goes: what `bench` times and `compress` narrows."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from core.torch_model import TorchModel, run_once
+
+
+class LayerShape(BaseModel, frozen=True):
+    """One layer of a model.
+
+    Attributes:
+        kind: ``conv`` or ``linear``.
+        in_channels: Channels or features of its input.
+        out_channels: Channels or features of its output.
+        groups: Groups of a convolution.
+        size: The input's other axes: (H, W) of an image; of a linear layer what lies between batch and features.
+        kernel: Size of the kernel.
+        stride: Its step.
+        padding: Zeros added on each side.
+        dilation: Distance between its elements.
+    """
+
+    kind: Literal["conv", "linear"]
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    size: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+
+
+TimeLayers = Callable[[Sequence[LayerShape]], list[float]]
+"""Milliseconds of each layer, in the session the model is to run in."""
+
+
+def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
+    """Return the shapes of the layers that a sample runs through, by path, in the order they run.
+
+    Transposed convolutions and whatever else is neither a convolution nor linear are left out.
+
+    Raises:
+        ToolError: The model does not run.
+    """
+    found: dict[str, LayerShape] = {}
+
+    def note(path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.Linear):
+            found[path] = LayerShape(
+                kind="linear",
+                in_channels=module.in_features,
+                out_channels=module.out_features,
+                size=tuple(inputs[0].shape[1:-1]),
+            )
+        elif isinstance(module, _ConvNd) and not module.transposed and not isinstance(module.padding, str):
+            found[path] = LayerShape(
+                kind="conv",
+                in_channels=module.in_channels,
+                out_channels=module.out_channels,
+                groups=module.groups,
+                size=tuple(inputs[0].shape[2:]),
+                kernel=module.kernel_size,
+                stride=module.stride,
+                padding=module.padding,
+                dilation=module.dilation,
+            )
+
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, path=path: note(path, module, inputs))
+        for path, module in model.module.named_modules()
+    ]
+    try:
+        run_once(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

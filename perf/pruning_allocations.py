@@ -1,0 +1,204 @@
+"""Which allocation is most accurate at the same measured speed: ResNet-56 on CIFAR-10, pruned, then taught by itself.
+
+Usage: python perf/pruning_allocations.py --data cifar10.npz --weights resnet56.safetensors [--teacher-file int8.onnx]
+    [--runs runs/pruning-cifar10] [--speedups 2,3] [--epochs 10] [--seeds 0,1] [--only latency,global] [--json]
+
+Every allocation is searched for the same speedup on ONNX Runtime (float32, batch 1, one thread), then fine-tuned with
+knowledge distillation from the unpruned model for the same epochs; the epoch that validates best is read on the test
+split, once. Global and uniform are torch-pruning's recipe: magnitude, all layers ranked together, or the same share of
+each. A run that is done in the folder is not run again, one that was cut off goes on. At the end all files are timed
+again, interleaved with the unpruned model. Exits 3 when the latency-aware allocation is not the most accurate.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from results_file import bars_table, commit, made_by, markdown_table, publish, where
+
+from compress.distill import DistillConfig, distill
+from compress.prune import PruneConfig, prune
+from compress.training_state import partial_folder
+from core.checkpoint import load_checkpoint
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.history import digest_of
+from core.machine import package_versions, this_machine
+from core.model_reference import load_model, load_torch_model
+from core.predict import accuracy, predict
+from core.references import existing_sha256
+from core.result import FORMAT_VERSION
+from core.torch_model import TorchModel
+from core.whole_output import whole_file
+from stages import measuring, save_trained
+from terminal import progress_shown, set_up_logging
+
+FACTORY = "recipes/cifar_resnet.py"
+ALLOCATIONS = ("latency", "global", "uniform", "isomorphic")
+OURS, RECIPES = "latency", ("global", "uniform")
+TRAINING = {"lr": 0.05, "crop_padding": 4, "flip": True, "method": "kd", "kd_ratio": 0.9, "temperature": 4.0}
+
+
+def main() -> None:
+    """Do what is not done, write docs/results/pruning-cifar10.{json,md}, and exit with the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--teacher-file")
+    parser.add_argument("--runs", type=Path, default=Path("runs/pruning-cifar10"))
+    parser.add_argument("--speedups", default="2,3")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--only", help="allocations to try, separated by commas; default all")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    given = parser.parse_args()
+    set_up_logging(verbose=False, quiet=False)
+    allocations = [name.strip() for name in given.only.split(",")] if given.only else list(ALLOCATIONS)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    try:
+        data = load_data(given.data)
+        model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
+        rows = [
+            _row(model, data, float(speedup), allocation, seeds, given)
+            for speedup in given.speedups.split(",")
+            for allocation in allocations
+        ]
+    except ToolError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    publish(result := _result(rows, given), _markdown(result), as_json=given.json)
+
+
+def _row(
+    model: TorchModel, data: Data, speedup: float, allocation: str, seeds: list[int], given: argparse.Namespace
+) -> dict[str, Any]:
+    folder = given.runs / f"{allocation}-{speedup:g}x"
+    pruned, report = _pruned(model, data, speedup, allocation, folder / "pruned")
+    runs = [_recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in seeds]
+    with measuring("cpu", 1, 1, "float32", None) as measure:
+        again = measure.models(model, pruned).speedup
+    accuracies = [run["test_accuracy"] for run in runs]
+    return {
+        "target": speedup,
+        "allocation": allocation,
+        "measured_speedup": again,
+        "macs_ratio": report["macs_ratio"],
+        "params": report["params"][1],
+        "dropped_blocks": len(report["dropped_blocks"]),
+        "accuracy_at_once": report["accuracy"][2],
+        "test_accuracy": statistics.mean(accuracies),
+        "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+        "accuracies": accuracies,
+        "commits": [run["commit"] for run in runs],
+    }
+
+
+def _pruned(
+    model: TorchModel, data: Data, speedup: float, allocation: str, output: Path
+) -> tuple[TorchModel, dict[str, Any]]:
+    if not (output / "report.json").exists():
+        print(f"{allocation}, {speedup:g}x", file=sys.stderr)
+        config = PruneConfig(speedup=speedup, allocation=allocation)  # type: ignore[arg-type]
+        with measuring("cpu", 1, 1, "float32", data) as measure, progress_shown(quiet=False) as progress:
+            result = prune(model, config, data=data, measuring=measure, progress=progress)
+        save_trained(result.model, result.report, output)
+    report: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return load_checkpoint(output), report
+
+
+def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """Fine-tune unless that is done, and return the accuracies."""
+    note = output / "accuracies.json"
+    settings = {**TRAINING, "epochs": given.epochs, "seed": seed}
+    teacher = given.teacher_file or f"{FACTORY}:resnet56,weights={given.weights}"
+    key = digest_of([settings, existing_sha256(Path(given.teacher_file or given.weights)), data.fingerprint])
+    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
+    if found.get("key") == key:
+        return found
+    with progress_shown(quiet=False) as progress:
+        result = distill(
+            pruned,
+            load_model(teacher, data),
+            data,
+            DistillConfig(**settings),
+            workspace=partial_folder(output),
+            teacher_cache=given.runs / f"teacher-cache-{seed}",
+            progress=progress,
+        )
+    save_trained(result.model, result.report, output)
+    found = {
+        "key": key,
+        "test_accuracy": accuracy(*predict(result.model, data, "test")),
+        "validation_accuracy": result.report.validation_accuracy,
+        "commit": commit(),
+    }
+    with whole_file(note) as part:
+        part.write_text(json.dumps(found))
+    return found
+
+
+def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
+    bars = []
+    for target in dict.fromkeys(row["target"] for row in rows):
+        at = {row["allocation"]: row["test_accuracy"] for row in rows if row["target"] == target}
+        if OURS in at and all(name in at for name in RECIPES):
+            gain = at[OURS] - max(at[name] for name in RECIPES)
+            bars.append(
+                {
+                    "name": f"points above torch-pruning's recipe at {target:g}x",
+                    "value": gain,
+                    "limit": 0.0,
+                    "ok": gain > 0,
+                }
+            )
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": "pruning-cifar10",
+        "command": "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
+        + (" --teacher-file FILE" if given.teacher_file else "")
+        + f" --speedups {given.speedups} --epochs {given.epochs} --seeds {given.seeds}",
+        "commit": commit(),
+        "machine": this_machine().model_dump(),
+        "versions": package_versions(),
+        "epochs": given.epochs,
+        "seeds": given.seeds,
+        "training": TRAINING,
+        "rows": rows,
+        "bars": bars,
+    }
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    columns = {
+        "target": lambda row: f"{row['target']:g}x",
+        "allocation": lambda row: row["allocation"],
+        "measured": lambda row: f"{row['measured_speedup']:.2f}x",
+        "MACs": lambda row: f"{row['macs_ratio']:.2f}x fewer",
+        "parameters": lambda row: f"{row['params']}",
+        "blocks left out": lambda row: f"{row['dropped_blocks']}",
+        "validation % at once": lambda row: f"{row['accuracy_at_once']:.2f}",
+        "test accuracy %": lambda row: f"{row['test_accuracy']:.2f}",
+        "standard deviation": lambda row: (
+            "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
+        ),
+        "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
+    }
+    parts = [
+        "# ResNet-56 on CIFAR-10, pruned to the same measured speed\n",
+        made_by(result) + "\n",
+        f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned "
+        f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. Settings: "
+        f"`{result['training']}`.\n",
+        markdown_table(result["rows"], columns),
+        bars_table(result["bars"]),
+        where(result),
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()

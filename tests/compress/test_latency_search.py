@@ -1,0 +1,157 @@
+"""The search ends at the target, by a clock that the test makes up; what it leaves out and narrows is rebuilt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compress.prune import PruneConfig, PruneReport, prune
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.data import Data
+from core.errors import GateMissedError, ToolError
+from core.layer_shape import LayerShape, layer_shapes
+from core.measuring import Measuring, Timed
+from core.model_reference import load_torch_model
+from core.result import Result
+from core.torch_model import TorchModel
+
+OVERHEAD_MS = 0.05  # of a layer
+STEP = 8  # channels that the kernels of the made-up machine compute at once
+
+
+def layer_ms(shape: LayerShape) -> float:
+    rounded_in, rounded_out = (-(-width // STEP) * STEP for width in (shape.in_channels, shape.out_channels))
+    return rounded_in * rounded_out / 1000
+
+
+def model_ms(model: TorchModel) -> float:
+    return sum(layer_ms(shape) + OVERHEAD_MS for shape in layer_shapes(model).values())
+
+
+def a_clock() -> tuple[Measuring, list[TorchModel]]:
+    timed: list[TorchModel] = []
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        timed.append(second)
+        return Timed(model_ms(first), model_ms(second), model_ms(first) / model_ms(second))
+
+    def layers(shapes: Sequence[LayerShape]) -> list[float]:
+        return [layer_ms(shape) for shape in shapes]
+
+    return Measuring(models, layers), timed
+
+
+@pytest.fixture(scope="module")
+def deep(tiny: str, digits: Data) -> TorchModel:
+    return load_torch_model(f"{tiny}:deep", digits)
+
+
+def pruned(model: TorchModel, data: Data, **settings: Any) -> Result[TorchModel, PruneReport]:
+    return prune(model, PruneConfig(sensitivity_samples=32, **settings), data=data, measuring=a_clock()[0])
+
+
+@pytest.mark.parametrize("speedup", [1.3, 2.0, 3.0])
+def test_the_search_ends_at_the_target(speedup: float, deep: TorchModel, digits: Data) -> None:
+    result = pruned(deep, digits, speedup=speedup)
+    assert speedup * 0.99 <= result.report.measured_speedup <= speedup * 1.1
+    assert model_ms(deep) / model_ms(result.model) == pytest.approx(result.report.measured_speedup)
+
+
+def test_a_latency_is_met(deep: TorchModel, digits: Data) -> None:
+    wanted = model_ms(deep) / 2
+    assert wanted * 0.9 <= model_ms(pruned(deep, digits, latency_ms=wanted).model) <= wanted * 1.01
+
+
+def test_a_latency_that_is_there_already_says_so(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(ToolError, match=r"the model takes .+ ms as it is; 1000 ms asks for nothing to go"):
+        pruned(deep, digits, latency_ms=1000.0)
+
+
+def test_widths_stand_where_the_kernels_have_steps(deep: TorchModel, digits: Data) -> None:
+    model = pruned(deep, digits, speedup=1.5, drop_blocks=False).model
+    widths = [one.weight.shape[0] for one in model.module.modules() if isinstance(one, nn.Conv2d)]
+    assert all(width % STEP == 0 for width in widths)
+    assert min(widths) < 32
+
+
+def test_blocks_go_where_that_costs_least(deep: TorchModel, digits: Data) -> None:
+    with torch.no_grad():
+        for block in (2, 4):
+            deep.module.blocks[block].bn2.weight.zero_()
+            deep.module.blocks[block].bn2.bias.zero_()
+    report = pruned(deep, digits, speedup=1.4).report
+    assert {"blocks.2", "blocks.4"} <= set(report.dropped_blocks)
+
+
+def test_blocks_stay_when_they_must(deep: TorchModel, digits: Data) -> None:
+    assert pruned(deep, digits, speedup=1.5, drop_blocks=False).report.dropped_blocks == ()
+    kept = pruned(deep, digits, speedup=1.5, ignore=("blocks.2", "blocks.4.conv1")).report.dropped_blocks
+    assert not {"blocks.2", "blocks.4"} & set(kept)
+
+
+def test_a_model_without_blocks_rebuilds_to_bit_equal_outputs(deep: TorchModel, digits: Data, tmp_path: Path) -> None:
+    once = pruned(deep, digits, speedup=1.5).model
+    twice = prune(once, PruneConfig(pruning_ratio=0.3)).model
+    again = pruned(twice, digits, speedup=1.2).model
+    inputs = torch.randn(3, 1, 8, 8)
+    for index, model in enumerate((once, twice, again)):
+        save_checkpoint(model, tmp_path / str(index))
+        assert torch.equal(load_checkpoint(tmp_path / str(index)).module(inputs), model.module(inputs))
+
+
+def test_pruning_in_steps_counts_from_the_baseline(deep: TorchModel, digits: Data) -> None:
+    half_way = pruned(deep, digits, speedup=1.5).model
+    config = PruneConfig(speedup=2.0, sensitivity_samples=32)
+    report = prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep).report
+    assert 1.98 <= report.baseline_speedup < 2.2
+    assert report.measured_speedup < 1.5
+
+
+@pytest.mark.parametrize("target", ["speedup", "macs_ratio", "params_ratio"])
+def test_a_factor_that_is_reached_already_says_so(target: str, deep: TorchModel, digits: Data) -> None:
+    half_way = pruned(deep, digits, speedup=1.5).model
+    config = PruneConfig(**{target: 1.01})
+    with pytest.raises(ToolError, match=rf"at 1\.\d+x its baseline as it is; {target} 1.01 asks for nothing to go"):
+        prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep)
+
+
+def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(ToolError, match="latency_ms is measured, and nothing to measure with was given"):
+        prune(deep, PruneConfig(latency_ms=1.0), data=digits)
+
+
+def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(
+        GateMissedError,
+        match=r"100x the speed is out of reach: [\d.]+x is the closest, with \d+ parameters, \d+ blocks left out",
+    ):
+        pruned(deep, digits, speedup=100.0)
+
+
+def test_without_data_there_is_no_damage_to_measure(deep: TorchModel) -> None:
+    with pytest.raises(ToolError, match="the latency allocation measures damage on samples; give --data"):
+        prune(deep, PruneConfig(speedup=2.0), measuring=a_clock()[0])
+
+
+@pytest.mark.parametrize("allocation", ["global", "uniform", "isomorphic"])
+def test_the_other_allocations_go_by_the_stopwatch_too(allocation: str, deep: TorchModel, digits: Data) -> None:
+    report = pruned(deep, digits, speedup=2.0, allocation=allocation).report
+    assert report.measured_speedup >= 2.0
+    assert len(report.search) > 1
+
+
+def test_a_model_is_not_timed_twice(deep: TorchModel, digits: Data) -> None:
+    measuring, timed = a_clock()
+    report = prune(deep, PruneConfig(speedup=2.0, sensitivity_samples=32), data=digits, measuring=measuring).report
+    assert len(timed) == len(report.search) + 1
+
+
+def test_the_model_that_went_in_is_untouched(deep: TorchModel, digits: Data) -> None:
+    before = {name: tensor.clone() for name, tensor in deep.module.state_dict().items()}
+    pruned(deep, digits, speedup=2.0)
+    after = deep.module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
