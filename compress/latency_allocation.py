@@ -167,14 +167,13 @@ def choose(units: Sequence[Unit], saving_ms: float) -> Option | None:
     for row, unit in enumerate(units):
         after = np.full(CELLS + 1, np.inf)
         for index, option in enumerate(unit):
-            reached = np.minimum(np.arange(CELLS + 1) + int(option.saving_ms / cell), CELLS)
-            damage = least + option.damage
-            for cells in np.unique(reached):  # several cells end in the last one
-                source = np.flatnonzero(reached == cells)
-                best = source[damage[source].argmin()]
-                if damage[best] < after[cells]:
-                    after[cells] = damage[best]
-                    taken[row, cells] = index * (CELLS + 1) + best
+            gained = min(int(option.saving_ms / cell), CELLS)
+            source = np.arange(CELLS + 1 - gained)
+            source[-1] += least[len(source) - 1 :].argmin()  # all from there on end in the last cell
+            damage = least[source] + option.damage
+            is_better = damage < after[gained:]
+            after[gained:][is_better] = damage[is_better]
+            taken[row, gained:][is_better] = index * (CELLS + 1) + source[is_better]
         least = after
     cells, chosen = CELLS, Option()
     while not np.isfinite(least[cells]):  # rounding down each saving may have cost the last cells

@@ -2,8 +2,8 @@
 
 Usage: python perf/bench_honesty.py MODEL.onnx [--threads 1] [--runs runs/bench-honesty] [--json]
 
-The slowed model is the same graph with nodes added that change nothing it computes, as many as take 3 % of its time. The
-hour goes by comparisons: those in the folder are not made again, so that a run that was cut off goes on.
+The slowed model is the same graph with nodes added that change nothing it computes, as many as take 3 % of its time. A
+comparison that is in the folder is not made again, so that a run that was cut off goes on.
 Also compares the p50 with that of a bare loop of `session.run`, and with ONNX Runtime's own onnxruntime_perf_test where
 that is on the PATH; and the p50 on all cores alone with that beside three other live sessions. Exits 3 when a bar is
 missed.

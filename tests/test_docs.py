@@ -29,7 +29,8 @@ def test_the_settings_reference_is_current_and_complete() -> None:
 
 
 def shown_commands() -> list[list[str]]:
-    pages = [README, *((ROOT / "docs" / page).read_text() for page in ("training.md", "pruning.md", "scaling.md", "settings.md"))]
+    names = ("training.md", "pruning.md", "scaling.md", "settings.md")
+    pages = [README, *((ROOT / "docs" / name).read_text() for name in names)]
     blocks = [block for page in pages for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     starts = [re.search(r"(?:^onnxpress|cli\.py) (.*)", line) for line in lines]
@@ -49,7 +50,8 @@ def test_the_readme_names_every_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/training.md", "docs/pruning.md", "docs/scaling.md"]
+    "page",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/training.md", "docs/pruning.md", "docs/scaling.md"],
 )
 def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())

@@ -32,7 +32,7 @@ def test_each_penalty_is_its_sum(name: str) -> None:
     weights = weights_of(module)
     start = {name: weight.detach() + 0.1 for name, weight in weights.items()}
     expected = {
-        "l1": sum(float(abs(value)) for weight in weights.values() for value in weight.flatten()),
+        "l1": sum(float(weight.detach().abs().sum()) for weight in weights.values()),
         "l2_sp": sum(0.01 / 2 for weight in weights.values() for _ in weight.flatten()),
         "group_lasso": sum(
             sum(float(value) ** 2 for value in channel.flatten()) ** 0.5
@@ -71,6 +71,6 @@ def test_a_penalty_pulls_the_weights(name: str, untrained: TorchModel, few_digit
     config = {"epochs": 2, "batch_size": 32, "lr": 0.05, "weight_decay": 0}
     free, held = (
         finetune(untrained, few_digits, FinetuneConfig(**config, **extra)).model
-        for extra in ({}, {name: 0.05 if name != "l2_sp" else 1.0})
+        for extra in ({}, {name: {"l2_sp": 1.0, "bn_l1": 0.5}.get(name, 0.05)})
     )
     assert size(held) < 0.9 * size(free)
