@@ -36,7 +36,7 @@ class RankingConfig:
     importance: Literal["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"] = "magnitude"
     max_pruning_ratio: float = 0.9
     ignore: tuple[str, ...] = ()
-    sensitivity_samples: int = 256
+    sensitivity_samples: int = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
