@@ -215,7 +215,7 @@ def measure_pair(
         ToolError: A model cannot run there.
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
-    found = measure(opens, TimingConfig(iterations=300, rounds=8, max_rounds=8, max_seconds=60))
+    found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=40, precision=0.015, max_seconds=60))
     first, second = (float(np.median(np.concatenate(one))) for one in found.rounds_ms)
     return first, second, speedup(*found.rounds_ms).ratio
 
