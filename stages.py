@@ -7,11 +7,10 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from bench.compare import bench
-from bench.latency import measure_pair, measure_speedup
+from bench.latency import measure_pair
 from bench.layer_latency import layer_latencies
 from compress.distill import distill
 from compress.finetune import FinetuneConfig, finetune
@@ -79,11 +78,8 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
             return files[digest]
 
         def models(first: TorchModel, second: TorchModel) -> Timed:
-            return Timed(
-                *measure_pair(
-                    exported(first), exported(second), provider=provider, threads=threads, batch_size=batch_size
-                )
-            )
+            pair = exported(first), exported(second)
+            return measure_pair(*pair, provider=provider, threads=threads, batch_size=batch_size)
 
         def layers(shapes: Sequence[LayerShape]) -> list[float]:
             return layer_latencies(
@@ -99,7 +95,7 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
 
 def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel], float]:
     """Return the function that measures the second file's speedup over the first on ONNX Runtime, batch 1."""
-    return partial(measure_speedup, provider=provider, threads=threads, batch_size=1)
+    return lambda first, second: measure_pair(first, second, provider=provider, threads=threads, batch_size=1).speedup
 
 
 def verify_on(data: Data | None, config: VerifyConfig) -> Callable[[OnnxModel, OnnxModel], VerifyReport]:

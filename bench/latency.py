@@ -21,6 +21,7 @@ from bench.intervals import (
 )
 from bench.runnable import Open, open_onnx_run
 from core.errors import require
+from core.measuring import Timed
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 
@@ -206,10 +207,8 @@ def round_spread(rounds_ms: Sequence[FloatArray]) -> float:
     return float(np.median(np.abs(medians / np.median(medians) - 1)))
 
 
-def measure_pair(
-    baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
-) -> tuple[float, float, float]:
-    """Return the p50 of both in milliseconds, and the first's over the second's, from interleaved runs.
+def measure_pair(baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int) -> Timed:
+    """Time two models in interleaved runs, until their ratio is known to 1.5 %.
 
     Raises:
         ToolError: A model cannot run there.
@@ -217,14 +216,7 @@ def measure_pair(
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
     found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=40, precision=0.015, max_seconds=60))
     first, second = (float(np.median(np.concatenate(one))) for one in found.rounds_ms)
-    return first, second, speedup(*found.rounds_ms).ratio
-
-
-def measure_speedup(
-    baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int
-) -> float:
-    """Return the third figure of `measure_pair` alone."""
-    return measure_pair(baseline, candidate, provider=provider, threads=threads, batch_size=batch_size)[2]
+    return Timed(first, second, speedup(*found.rounds_ms).ratio)
 
 
 def _round(

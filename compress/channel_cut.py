@@ -42,7 +42,8 @@ class CutSettings:
 
     Attributes:
         importance: One of `IMPORTANCES`.
-        scope: Which channels are ranked together: ``global``, ``uniform`` (each layer's own) or ``isomorphic``.
+        scope: Which channels are ranked together: ``global``, ``uniform`` (each layer's own), ``isomorphic``, or
+            ``latency``, where each group is told what stays.
         round_to: Channel counts stay multiples of this.
         max_pruning_ratio: Share of a layer's channels that is never exceeded.
         ignored: Paths of modules to leave whole.

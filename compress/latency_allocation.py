@@ -4,17 +4,17 @@ Like HALP (Shen et al. 2021, https://arxiv.org/abs/2110.10811), with two differe
 but measured, as the divergence of the answers without the channels; and whole residual blocks may go.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from torch import nn
 
 from compress.channel_groups import ChannelGroup, without
+from compress.damage import Change
 from compress.residual_blocks import passed_over
-from compress.sensitivity import Answers
 from core.layer_shape import LayerShape, TimeLayers
-from core.progress import Progress
 
 CELLS = 2000  # of the knapsack
 LEAST_GAIN = 0.01  # of a group's time, below which a narrower width is no option
@@ -124,35 +124,28 @@ def find_units(
     groups: Sequence[ChannelGroup],
     blocks: Sequence[str],
     table: LatencyTable,
-    answers: Answers,
-    progress: Progress,
+    measure_damage: Callable[[Sequence[Change]], list[float]],
 ) -> tuple[Unit, ...]:
     """Measure what each option costs in answers, and return the choices that are independent of one another."""
-    options = {group.name: _timed_options(group, table) for group in groups}
-    num_looks, look = sum(len(one) for one in options.values()) + len(blocks), 0
-    by_group: dict[str, Unit] = {}
-    for group in groups:
-        measured = [Option()]
-        for option in options[group.name]:
-            with without(module, group, group.width - option.left[group.name]):
-                measured.append(replace(option, damage=answers.divergence()))
-            look += 1
-            progress("sensitivity", look, num_looks, "looks")
-        by_group[group.name] = _worthwhile(measured)
+    options = [(group, option) for group in groups for option in _timed_options(group, table)]
+    changes: list[Change] = [
+        partial(without, module, group, group.width - option.left[group.name]) for group, option in options
+    ]
+    damage = measure_damage([*changes, *(partial(passed_over, module, block) for block in blocks)])
+    measured = {group.name: [Option()] for group in groups}
+    for (group, option), harm in zip(options, damage, strict=False):
+        measured[group.name].append(replace(option, damage=harm))
+    by_group = {name: _worthwhile(found) for name, found in measured.items()}
     units = []
-    for block in blocks:
-        inside = [group.name for group in groups if all(_inside(path, block) for path in _layers(group))]
+    for block, harm in zip(blocks, damage[len(options) :], strict=True):
         unit: Unit = (Option(),)
-        for name in inside:
-            unit = _both(unit, by_group.pop(name))
-        with passed_over(module, block):
-            damage = answers.divergence()
-        look += 1
-        progress("sensitivity", look, num_looks, "looks")
+        for group in groups:
+            if all(_inside(path, block) for path in _layers(group)):
+                unit = _both(unit, by_group.pop(group.name))
         saving = sum(
             table.ms[shape] + table.overhead_ms for path, shape in table.shapes.items() if _inside(path, block)
         )
-        units.append(_worthwhile([*unit, Option(saving_ms=saving, damage=damage, dropped=(block,))]))
+        units.append(_worthwhile([*unit, Option(saving_ms=saving, damage=harm, dropped=(block,))]))
     return (*units, *by_group.values())
 
 

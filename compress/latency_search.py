@@ -9,9 +9,9 @@ from torch import nn
 
 from compress.channel_cut import CutSettings, cut_groups
 from compress.channel_groups import ChannelGroup, channel_groups
+from compress.damage import Change, damage_of
 from compress.latency_allocation import LatencyTable, Option, Unit, choose, find_units, latency_table
 from compress.residual_blocks import residual_blocks
-from compress.sensitivity import answers_of
 from core.data import Split
 from core.errors import GateMissedError
 from core.layer_shape import layer_shapes
@@ -61,6 +61,7 @@ def search_latency(
     split: Split,
     measuring: Measuring,
     *,
+    model_ms: float,
     num_samples: int,
     drop_blocks: bool,
     progress: Progress,
@@ -74,6 +75,7 @@ def search_latency(
         speedup: The target, above 1.
         split: Samples that damage is measured on; labels are not read.
         measuring: Times models and layers.
+        model_ms: What the model takes as it is.
         num_samples: How many samples.
         drop_blocks: Whether blocks may go.
         progress: Told of every look and every attempt.
@@ -84,26 +86,30 @@ def search_latency(
     """
     groups = channel_groups(original, model, settings)
     blocks = residual_blocks(model, settings.ignored) if drop_blocks else ()
-    baseline_ms = measuring.models(model, model).baseline_ms
-    table = latency_table(layer_shapes(model), groups, measuring.layers, baseline_ms)
-    with answers_of(original, split, model.preprocessing, num_samples) as answers:
-        units = find_units(original, groups, blocks, table, answers, progress)
-    return _attempts(original, model, settings, speedup, measuring, groups, table, units, progress)
+    table = latency_table(layer_shapes(model), groups, measuring.layers, model_ms)
+
+    def measure_damage(changes: Sequence[Change]) -> list[float]:
+        return damage_of(changes, original, split, model.preprocessing, num_samples, progress)
+
+    units = find_units(original, groups, blocks, table, measure_damage)
+    return _attempts(_Search(original, model, settings, measuring, groups, table), speedup, units, progress)
 
 
-def _attempts(
-    original: nn.Module,
-    model: TorchModel,
-    settings: CutSettings,
-    speedup: float,
-    measuring: Measuring,
-    groups: Sequence[ChannelGroup],
-    table: LatencyTable,
-    units: Sequence[Unit],
-    progress: Progress,
-) -> Found:
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What stays the same from attempt to attempt."""
+
+    original: nn.Module
+    model: TorchModel
+    settings: CutSettings
+    measuring: Measuring
+    groups: Sequence[ChannelGroup]
+    table: LatencyTable
+
+
+def _attempts(search: _Search, speedup: float, units: Sequence[Unit], progress: Progress) -> Found:
     """Correct what is asked of the table by what was measured, until that is the target."""
-    whole_ms = table.total_ms(groups, {}, ())
+    whole_ms = search.table.total_ms(search.groups, {}, ())
     low, high = 0.0, sum(max(option.saving_ms for option in unit) for unit in units)
     saving_ms = min(whole_ms * (1 - 1 / speedup), high)
     tried: list[_Attempt] = []
@@ -113,7 +119,7 @@ def _attempts(
             break
         attempt = next((one for one in tried if one.chosen == chosen), None)
         if attempt is None:
-            attempt = _attempt(original, model, settings, chosen, measuring, groups, table)
+            attempt = _attempt(search, chosen)
             tried.append(attempt)
             progress("search", len(tried), ATTEMPTS, "attempts")
         reached = attempt.timed.speedup
@@ -141,23 +147,16 @@ class _Attempt:
     step: SearchStep
 
 
-def _attempt(
-    original: nn.Module,
-    model: TorchModel,
-    settings: CutSettings,
-    chosen: Option,
-    measuring: Measuring,
-    groups: Sequence[ChannelGroup],
-    table: LatencyTable,
-) -> _Attempt:
+def _attempt(search: _Search, chosen: Option) -> _Attempt:
     """Cut as chosen, and time what is left."""
+    groups, table = search.groups, search.table
     left = {
         tuple(group.outputs): (chosen.left[group.name] + 0.5) / group.width  # torch-pruning rounds down
         for group in groups
         if group.name in chosen.left
     }
-    module = cut_groups(original, model, settings, left, chosen.dropped)
-    timed = measuring.models(model, replace(model, module=module))
+    module = cut_groups(search.original, search.model, search.settings, left, chosen.dropped)
+    timed = search.measuring.models(search.model, replace(search.model, module=module))
     step = SearchStep(
         predicted_speedup=table.total_ms(groups, {}, ()) / table.total_ms(groups, chosen.left, chosen.dropped),
         measured_speedup=timed.speedup,

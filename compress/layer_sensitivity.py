@@ -1,13 +1,15 @@
 """What each layer of a model bears: its answers without a share of the layer's channels, and without whole blocks."""
 
+from functools import partial
+
 import plotly.graph_objects as go
 from pydantic import BaseModel
 
 from compress.channel_cut import CutSettings
 from compress.channel_groups import channel_groups, without
+from compress.damage import damage_of
 from compress.ranking import RankingConfig, prepare_ranking
 from compress.residual_blocks import passed_over, residual_blocks
-from compress.sensitivity import answers_of
 from core.data import Data
 from core.progress import Progress, no_progress
 from core.result import Report
@@ -68,42 +70,42 @@ def layer_sensitivity(
     module, ignored = prepare_ranking(model, config, data)
     settings = CutSettings(
         importance=config.importance,
-        scope="global",
+        scope="latency",
         round_to=1,
         max_pruning_ratio=config.max_pruning_ratio,
         ignored=ignored,
         seed=config.seed,
     )
     groups, blocks = channel_groups(module, model, settings), residual_blocks(model, ignored)
-    num_looks, look = len(groups) * len(SHARES) + len(blocks), 0
-    found: list[GroupSensitivity] = []
-    found_blocks: list[BlockSensitivity] = []
-    with answers_of(module, data.split("train"), model.preprocessing, config.sensitivity_samples) as answers:
-        for group in groups:
-            removed = tuple(round(share * group.width) for share in SHARES)
-            damage = []
-            for number in removed:
-                with without(module, group, number):
-                    damage.append(answers.divergence())
-                look += 1
-                progress("sensitivity", look, num_looks, "looks")
-            layers = {*group.outputs, *group.inputs}
-            found.append(
-                GroupSensitivity(
-                    name=group.name, layers=len(layers), channels=group.width, removed=removed, damage=tuple(damage)
-                )
-            )
-        for block in blocks:
-            with passed_over(module, block):
-                found_blocks.append(BlockSensitivity(name=block, damage=answers.divergence()))
-            look += 1
-            progress("sensitivity", look, num_looks, "looks")
+    looks = [(group, round(share * group.width)) for group in groups for share in SHARES]
+    damage = damage_of(
+        [
+            *(partial(without, module, group, removed) for group, removed in looks),
+            *(partial(passed_over, module, block) for block in blocks),
+        ],
+        module,
+        data.split("train"),
+        model.preprocessing,
+        config.sensitivity_samples,
+        progress,
+    )
     return SensitivityReport(
         stage="sensitivity",
         importance=config.importance,
         samples=min(config.sensitivity_samples, len(data.split("train"))),
-        groups=tuple(found),
-        blocks=tuple(found_blocks),
+        groups=tuple(
+            GroupSensitivity(
+                name=group.name,
+                layers=len({*group.outputs, *group.inputs}),
+                channels=group.width,
+                removed=tuple(removed for _, removed in looks[start : start + len(SHARES)]),
+                damage=tuple(damage[start : start + len(SHARES)]),
+            )
+            for group, start in zip(groups, range(0, len(looks), len(SHARES)), strict=True)
+        ),
+        blocks=tuple(
+            BlockSensitivity(name=block, damage=harm) for block, harm in zip(blocks, damage[len(looks) :], strict=True)
+        ),
     )
 
 

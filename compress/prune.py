@@ -160,14 +160,18 @@ def prune(
     allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
     settings = CutSettings(
         importance=config.importance,
-        scope="global" if allocation == "latency" else allocation,
+        scope=allocation,
         round_to=config.round_to,
         max_pruning_ratio=config.max_pruning_ratio,
         ignored=ignored,
         seed=config.seed,
     )
-    target = _own_target(model, baseline, config, measuring)
-    cut = _cut(original, model, config, settings, target, allocation, data, measuring, progress)
+    own_ms = _own_ms(model, config, measuring)
+    target = _own_target(model, baseline, config, measuring, own_ms)
+    if measuring is not None and own_ms is not None:
+        cut = _cut_to_speed(original, model, config, settings, target, own_ms, data, measuring, progress)
+    else:
+        cut = _cut_to_size(original, model, config, settings, target, progress)
     module = cut.module
     module.zero_grad(set_to_none=True)
     pruned = replace(
@@ -219,59 +223,77 @@ class _Cut:
     timed: Timed | None = None
 
 
-def _cut(
+def _cut_to_size(
     original: nn.Module,
     model: TorchModel,
     config: PruneConfig,
     settings: CutSettings,
     target: float,
-    allocation: str,
-    data: Data | None,
-    measuring: Measuring | None,
     progress: Progress,
 ) -> _Cut:
-    """Remove what the target asks for, a factor of the model's own size or speed."""
+    """Remove a share of the channels, or as many as the model is to be smaller by."""
     if config.target == "pruning_ratio":
         return _Cut(module=cut_share(original, model, settings, target), ratio=target)
+    ratio, module = _bisect(
+        original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
+    )
+    return _Cut(module=module, ratio=ratio)
+
+
+def _cut_to_speed(
+    original: nn.Module,
+    model: TorchModel,
+    config: PruneConfig,
+    settings: CutSettings,
+    speedup: float,
+    own_ms: float,
+    data: Data | None,
+    measuring: Measuring,
+    progress: Progress,
+) -> _Cut:
+    """Remove what makes the model so much faster than it is."""
+    if settings.scope != "latency":
+        return _cut_by_stopwatch(original, model, settings, speedup, measuring, progress)
+    if data is None:
+        raise ToolError("the latency allocation measures damage on samples; give --data")
+    found = search_latency(
+        original,
+        model,
+        settings,
+        speedup,
+        data.split("train"),
+        measuring,
+        model_ms=own_ms,
+        num_samples=config.sensitivity_samples,
+        drop_blocks=config.drop_blocks,
+        progress=progress,
+    )
+    return _Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
+
+
+def _own_ms(model: TorchModel, config: PruneConfig, measuring: Measuring | None) -> float | None:
+    """Return what the model takes as it is; None where the target is not measured."""
     if config.target not in MEASURED_TARGETS:
-        ratio, module = _bisect(
-            original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
-        )
-        return _Cut(module=module, ratio=ratio)
-    assert measuring is not None
-    if allocation == "latency":
-        if data is None:
-            raise ToolError("the latency allocation measures damage on samples; give --data")
-        found = search_latency(
-            original,
-            model,
-            settings,
-            target,
-            data.split("train"),
-            measuring,
-            num_samples=config.sensitivity_samples,
-            drop_blocks=config.drop_blocks,
-            progress=progress,
-        )
-        return _Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
-    return _cut_by_stopwatch(original, model, settings, target, measuring, progress)
+        return None
+    if measuring is None:
+        raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
+    return measuring.models(model, model).baseline_ms
 
 
 def _own_target(
-    model: TorchModel, baseline: TorchModel | None, config: PruneConfig, measuring: Measuring | None
+    model: TorchModel,
+    baseline: TorchModel | None,
+    config: PruneConfig,
+    measuring: Measuring | None,
+    own_ms: float | None,
 ) -> float:
     """Return the target as a share, or as a factor of what the model itself is."""
     target: float = getattr(config, config.target)
-    if config.target == "pruning_ratio":
-        return target
-    if config.target in MEASURED_TARGETS and measuring is None:
-        raise ToolError(f"{config.target} is measured, and nothing to measure with was given")
-    if measuring is not None and config.target == "latency_ms":
-        own_ms = measuring.models(model, model).baseline_ms
+    if config.target == "latency_ms" and own_ms is not None:
         if own_ms <= target:
             raise ToolError(f"the model takes {own_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
         return own_ms / target
-    if baseline is None:
+    if config.target == "pruning_ratio" or baseline is None:
         return target
     if measuring is not None and config.target == "speedup":
         reached = measuring.models(baseline, model).speedup

@@ -1,6 +1,7 @@
 """Which channels matter: what ranks them, on what gradients, and what is left out of the ranking."""
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -70,16 +71,15 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
         ToolError: There is none, and the user names no module to ignore either.
     """
     order: list[tuple[str, int]] = []
-    handles = [
-        module.register_forward_hook(lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0])))
-        for path, module in model.module.named_modules()
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.module.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                hooks.enter_context(
+                    module.register_forward_hook(
+                        lambda module, _i, _o, path=path: order.append((path, module.weight.shape[0]))
+                    )
+                )
         num_classes = run_once(model).shape[1]
-    finally:
-        for handle in handles:
-            handle.remove()
     last = [path for path, width in order if width == num_classes][-1:]
     if not last and not ignore:
         raise ToolError(

@@ -3,12 +3,12 @@
 At batch 1 a node costs microseconds whatever its width, so depth is what time goes by.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from core.torch_model import TorchModel, run_once
 
@@ -37,14 +37,9 @@ def residual_blocks(model: TorchModel, ignored: tuple[str, ...]) -> tuple[str, .
     return tuple(path for path in kept if not any(_holds(path, other) for other in kept if other != path))
 
 
-@contextmanager
-def passed_over(module: nn.Module, path: str) -> Iterator[None]:
-    """Let a block hand on its input while the code inside runs."""
-    handle = module.get_submodule(path).register_forward_hook(lambda module, inputs, output: inputs[0])
-    try:
-        yield
-    finally:
-        handle.remove()
+def passed_over(module: nn.Module, path: str) -> RemovableHandle:
+    """Let a block hand on its input until the handle, a context manager, is removed."""
+    return module.get_submodule(path).register_forward_hook(lambda module, inputs, output: inputs[0])
 
 
 def _passing(model: TorchModel, candidates: dict[str, nn.Module]) -> list[str]:
@@ -61,15 +56,15 @@ def _passing(model: TorchModel, candidates: dict[str, nn.Module]) -> list[str]:
         if torch.equal(output, one) or torch.equal(output, one.relu()):
             found.append(path)
 
-    for path, block in candidates.items():
-        # one block at a time, so that the others still send it something
-        handles = [one.register_forward_hook(silence) for one in block.modules() if isinstance(one, LEAF)]
-        handles.append(block.register_forward_hook(lambda _, inputs, output, path=path: note(path, inputs, output)))
-        try:
+    for path, block in candidates.items():  # one at a time, so that the others still send it something
+        with ExitStack() as hooks:
+            for one in block.modules():
+                if isinstance(one, LEAF):
+                    hooks.enter_context(one.register_forward_hook(silence))
+            hooks.enter_context(
+                block.register_forward_hook(lambda _, inputs, output, path=path: note(path, inputs, output))
+            )
             run_once(model)
-        finally:
-            for handle in handles:
-                handle.remove()
     return found
 
 

@@ -1,6 +1,7 @@
 """A convolution or matrix product as far as its latency goes: what `bench` times and `compress` narrows."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Literal
 
 from pydantic import BaseModel
@@ -71,13 +72,10 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
                 dilation=module.dilation,
             )
 
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs, path=path: note(path, module, inputs))
-        for path, module in model.module.named_modules()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for path, module in model.module.named_modules():
+            hooks.enter_context(
+                module.register_forward_pre_hook(lambda module, inputs, path=path: note(path, module, inputs))
+            )
         run_once(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,16 +118,11 @@ def run_once(model: TorchModel) -> Tensor:
     """
     path_of = {module: path for path, module in model.module.named_modules()}
     entered: list[str] = []
-    handles = [
-        handle
-        for module in path_of
-        for handle in (
-            module.register_forward_pre_hook(lambda module, _: entered.append(path_of[module])),
-            module.register_forward_hook(lambda *_: _leave(entered)),
-        )
-    ]
     try:
-        with torch.no_grad():
+        with ExitStack() as hooks, torch.no_grad():
+            for module in path_of:
+                hooks.enter_context(module.register_forward_pre_hook(lambda module, _: entered.append(path_of[module])))
+                hooks.enter_context(module.register_forward_hook(lambda *_: _leave(entered)))
             logits = model.module(*example_inputs(model, 2))
     except Exception as error:
         where = f"in its module {entered[-1]!r}" if entered and entered[-1] else "in its own forward"
@@ -135,9 +131,6 @@ def run_once(model: TorchModel) -> Tensor:
             f"{model.name} cannot run on an input of shape {shape}, {where}: {error}; "
             "give the shape it takes with --input-shape"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
         raise ToolError(f"{model.name} returns {_described(logits)}; a classifier returns logits (N, num_classes)")
     return logits

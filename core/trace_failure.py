@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -62,11 +63,8 @@ def _record_inputs(module: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, t
     def record(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         recorded.setdefault(path_of[child], _positional(child, args, kwargs))
 
-    handles = [child.register_forward_pre_hook(record, with_kwargs=True) for child in path_of]
-    try:
-        with torch.no_grad():
-            module(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for child in path_of:
+            hooks.enter_context(child.register_forward_pre_hook(record, with_kwargs=True))
+        module(*inputs)
     return recorded

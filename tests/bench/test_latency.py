@@ -12,7 +12,7 @@ from bench.latency import (
     TimingConfig,
     latency,
     measure,
-    measure_speedup,
+    measure_pair,
     round_spread,
     speedup,
     warm_up,
@@ -117,8 +117,9 @@ def test_the_spread_of_rounds_is_relative() -> None:
 
 
 def test_a_speedup_is_a_ratio_of_medians(exported: OnnxModel) -> None:
-    found = measure_speedup(exported, exported, provider="cpu", threads=1, batch_size=1)
-    assert 0.3 < found < 3
+    found = measure_pair(exported, exported, provider="cpu", threads=1, batch_size=1)
+    assert 0.3 < found.speedup < 3
+    assert found.baseline_ms > 0
 
 
 @pytest.mark.parametrize(
