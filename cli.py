@@ -15,9 +15,8 @@ from core.processes import is_main_process, num_processes
 from interruption import interruptions
 from options import (
     DATA_HELP,
-    FACTOR,
     PATH,
-    POSITIVE,
+    PRUNING_TARGETS,
     RATIO,
     comma_list,
     common_options,
@@ -25,6 +24,7 @@ from options import (
     init_option,
     optional_data,
     output_options,
+    prune_options,
     runtime_options,
     seed_option,
     shape_option,
@@ -33,7 +33,6 @@ from options import (
 )
 
 RESUMABLE = ("run", "finetune", "distill")
-PRUNING_TARGETS = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
 SHARED_BY_PROCESSES = ("finetune", "distill")
 
 
@@ -216,52 +215,7 @@ def distill(
 
 @main.command()
 @click.argument("model")
-@click.option(
-    "--speedup",
-    type=FACTOR,
-    help="Target: how many times faster ONNX Runtime is to run it, measured; the usual choice.",
-)
-@click.option("--latency-ms", type=POSITIVE, help="Target: what ONNX Runtime is to take for a batch, measured.")
-@click.option("--macs-ratio", type=FACTOR, help="Target: how many times fewer multiply-accumulates.")
-@click.option("--params-ratio", type=FACTOR, help="Target: how many times fewer parameters.")
-@click.option(
-    "--pruning-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Target: share of channels to remove.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["float32", "int8"]),
-    default="float32",
-    show_default=True,
-    help="What the file will be deployed in; latencies are measured in it.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=1, show_default=True, help="Batch that latencies are measured at."
-)
-@click.option(
-    "--allocation",
-    type=click.Choice(["latency", "global", "uniform", "isomorphic"]),
-    help="From where: as damage per millisecond says, from channels ranked together, the same share of each layer, or "
-    "ranked with those of like layers. Default: latency for a measured target, else global.",
-)
-@click.option(
-    "--importance",
-    type=click.Choice(["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"]),
-    default="magnitude",
-    show_default=True,
-    help="Which channels of a layer go first; taylor and hessian need labelled --data.",
-)
-@click.option(
-    "--round-to", type=click.IntRange(1), default=1, show_default=True, help="Keep channel counts at multiples of this."
-)
-@click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable.")
-@click.option("--baseline", metavar="MODEL", help="Count factors from this model, as when pruning in steps.")
-@click.option(
-    "--sensitivity",
-    is_flag=True,
-    help="Instead of pruning: measure what each layer and block bears, and write the plot to OUTPUT.",
-)
+@prune_options
 @click.option("--data", help=f"For the latency allocation, statistics and accuracies: {DATA_HELP}")
 @shape_option
 @output_options

@@ -136,6 +136,64 @@ train_options = _together(
     ),
 )
 
+PRUNING_TARGETS = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
+prune_options = _together(
+    click.option(
+        "--speedup",
+        type=FACTOR,
+        help="Target: how many times faster ONNX Runtime is to run it, measured; the usual choice.",
+    ),
+    click.option("--latency-ms", type=POSITIVE, help="Target: what ONNX Runtime is to take for a batch, measured."),
+    click.option("--macs-ratio", type=FACTOR, help="Target: how many times fewer multiply-accumulates."),
+    click.option("--params-ratio", type=FACTOR, help="Target: how many times fewer parameters."),
+    click.option(
+        "--pruning-ratio",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Target: share of channels to remove.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "int8"]),
+        default="float32",
+        show_default=True,
+        help="What the file will be deployed in; latencies are measured in it.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Batch that latencies are measured at.",
+    ),
+    click.option(
+        "--allocation",
+        type=click.Choice(["latency", "global", "uniform", "isomorphic"]),
+        help="From where: as damage per millisecond says, from channels ranked together, the same share of each layer, "
+        "or ranked with those of like layers. Default: latency for a measured target, else global.",
+    ),
+    click.option(
+        "--importance",
+        type=click.Choice(["magnitude", "bn", "lamp", "fpgm", "taylor", "hessian", "random"]),
+        default="magnitude",
+        show_default=True,
+        help="Which channels of a layer go first; taylor and hessian need labelled --data.",
+    ),
+    click.option(
+        "--round-to",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Keep channel counts at multiples of this.",
+    ),
+    click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable."),
+    click.option("--baseline", metavar="MODEL", help="Count factors from this model, as when pruning in steps."),
+    click.option(
+        "--sensitivity",
+        is_flag=True,
+        help="Instead of pruning: measure what each layer and block bears, and write the plot to OUTPUT.",
+    ),
+)
+
 
 def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:

@@ -1,4 +1,8 @@
-"""Fair timing: models side by side in short turns, in rounds that each open them anew, until the ratios are sharp."""
+"""Fair timing: models side by side in short turns, in rounds that each open them anew, until the ratios are sharp.
+
+A shared machine is faster in one second than in the next, by tens of percents; two turns a few milliseconds apart meet
+the same machine, so that their ratio tells the models apart.
+"""
 
 import gc
 import math
@@ -25,14 +29,25 @@ from core.measuring import Timed
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 
-TURNS = 5  # turns that each model gets in a round
 IDLE_MS = 10.0  # a while long enough to see whether threads spin: the kernel counts a thread's time in ticks of 4 ms
 IDLE_RATIO = 0.2  # of a core's time over that while, under which no thread of ours spins
 MAX_IDLE_WAITS = 50
-SETTLE_MS = 8.0  # untimed at the start of a turn: caches fill, and the core is awake again
+SETTLE_MS = 6.0  # untimed at the start of a turn: caches fill, and the core is awake again
 STEADY_RATIO = 0.98  # warm-up ends when a window is no faster than this share of the best before it
 MAX_WARMUP_WINDOWS = 20
 WINDOW_MS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """How many turns a model gets in a round, at least, and how long one is."""
+
+    turns: int
+    turn_ms: float
+
+
+CLOSE = _Pace(turns=12, turn_ms=5.0)
+APART = _Pace(turns=5, turn_ms=20.0)  # where every turn has to wait for another model's threads to stop spinning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +121,7 @@ class Timings:
     """What was timed: for each model, the times of each round in milliseconds.
 
     Attributes:
-        rounds_ms: rounds_ms[model][round] is an array of times.
+        rounds_ms: rounds_ms[model][round] is an array of times, (turns, runs); a round has as many turns of each model.
         warmup_runs: Of each model, in the first round.
         sharp: Whether all speedups reached the precision asked for.
     """
@@ -143,10 +158,9 @@ def measure(models: Sequence[Open], config: TimingConfig, progress: Progress = n
         steady = [warm_up(run) for run in runs]
         if index == 0:
             warmups = [count for count, _ in steady]
-        wanted = math.ceil(config.iterations / num_rounds)
-        affordable = [1000 * config.max_seconds / len(models) / num_rounds / run_ms for _, run_ms in steady]
-        counts = [max(1, min(wanted, int(most))) for most in affordable]
-        for model, times in enumerate(_round(runs, counts, random)):
+        wait = any(_leaves_threads_spinning(run) for run in runs)
+        turns, counts = _turns([run_ms for _, run_ms in steady], config, num_rounds, APART if wait else CLOSE)
+        for model, times in enumerate(_round(runs, turns, counts, random, wait=wait)):
             rounds[model].append(times)
         del runs
         index += 1
@@ -175,6 +189,7 @@ def warm_up(run: Callable[[], object]) -> tuple[int, float]:
 
 def latency(rounds_ms: Sequence[FloatArray], warmup_runs: int) -> Latency:
     """Sum up the times of one model."""
+    rounds_ms = [one.ravel() for one in rounds_ms]
     times = np.concatenate(rounds_ms)
     enough = {50: True, 90: len(times) >= P90_SAMPLES, 99: len(times) >= P99_SAMPLES}
     values = {percent: float(np.percentile(times, percent)) if ok else None for percent, ok in enough.items()}
@@ -194,8 +209,8 @@ def latency(rounds_ms: Sequence[FloatArray], warmup_runs: int) -> Latency:
 
 
 def speedup(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatArray]) -> Speedup:
-    """Compare two models timed in the same rounds."""
-    ratio = float(np.median(np.concatenate(baseline_ms)) / np.median(np.concatenate(candidate_ms)))
+    """Compare two models timed in the same rounds, arrays of (turns, runs)."""
+    ratio = _p50_ms(baseline_ms) / _p50_ms(candidate_ms)
     found = signed_rank_interval(_log_ratios(baseline_ms, candidate_ms))
     interval = (math.exp(found[0]), math.exp(found[1])) if found else None
     return Speedup(ratio=ratio, interval=interval, verdict=speed_verdict(interval))
@@ -215,25 +230,34 @@ def measure_pair(baseline: OnnxModel, candidate: OnnxModel, *, provider: str, th
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
     found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=40, precision=0.015, max_seconds=60))
-    first, second = (float(np.median(np.concatenate(one))) for one in found.rounds_ms)
+    first, second = (_p50_ms(one) for one in found.rounds_ms)
     return Timed(first, second, speedup(*found.rounds_ms).ratio)
 
 
+def _turns(run_ms: Sequence[float], config: TimingConfig, num_rounds: int, pace: _Pace) -> tuple[int, list[int]]:
+    """Return how many turns a round has, and each model's runs in one: the iterations, as far as the time allows."""
+    wanted = math.ceil(config.iterations / num_rounds)
+    counts = [min(wanted, max(2, int(pace.turn_ms / one))) for one in run_ms]
+    turns = max(min(wanted, pace.turns), *(math.ceil(wanted / count) for count in counts))
+    turn_ms = sum(max(SETTLE_MS, one) + count * one for one, count in zip(run_ms, counts, strict=True))
+    affordable = int(1000 * config.max_seconds / num_rounds / turn_ms)
+    return max(1, min(turns, affordable)), counts
+
+
 def _round(
-    runs: Sequence[Callable[[], object]], counts: Sequence[int], random: np.random.Generator
+    runs: Sequence[Callable[[], object]], turns: int, counts: Sequence[int], random: np.random.Generator, *, wait: bool
 ) -> list[FloatArray]:
     """Give every model its turns, in a new order each time."""
-    times: list[list[float]] = [[] for _ in runs]
+    times: list[list[list[float]]] = [[] for _ in runs]
     collecting = gc.isenabled()
     gc.disable()
     try:
-        for turn in range(TURNS):
+        for _ in range(turns):
             for model in random.permutation(len(runs)):
-                share = (counts[model] + turn) // TURNS
-                if not share:
-                    continue
+                if wait:
+                    _wait_for_idle_threads()
                 _settle(runs[model])
-                times[model] += _timed(runs[model], share)
+                times[model].append(_timed(runs[model], counts[model]))
     finally:
         if collecting:
             gc.enable()
@@ -241,20 +265,29 @@ def _round(
 
 
 def _settle(run: Callable[[], object]) -> None:
-    _wait_for_idle_threads()
     until = time.perf_counter() + SETTLE_MS / 1000
     run()
     while time.perf_counter() < until:
         run()
 
 
+def _leaves_threads_spinning(run: Callable[[], object]) -> bool:
+    run()
+    return _threads_spin()
+
+
 def _wait_for_idle_threads() -> None:
     """Wait until no thread of this process spins: idle threads of ONNX Runtime's other sessions do, for 40 ms."""
     for _ in range(MAX_IDLE_WAITS):
-        before = time.process_time()
-        time.sleep(IDLE_MS / 1000)
-        if time.process_time() - before < IDLE_RATIO * IDLE_MS / 1000:
+        if not _threads_spin():
             break
+
+
+def _threads_spin() -> bool:
+    """Wait a moment, and tell whether this process used the processor meanwhile."""
+    before = time.process_time()
+    time.sleep(IDLE_MS / 1000)
+    return time.process_time() - before >= IDLE_RATIO * IDLE_MS / 1000
 
 
 def _timed(run: Callable[[], object], count: int) -> list[float]:
@@ -266,9 +299,16 @@ def _timed(run: Callable[[], object], count: int) -> list[float]:
     return times
 
 
+def _p50_ms(rounds_ms: Sequence[FloatArray]) -> float:
+    return float(np.median(np.concatenate([one.ravel() for one in rounds_ms])))
+
+
 def _log_ratios(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatArray]) -> list[float]:
-    pairs = zip(baseline_ms, candidate_ms, strict=True)
-    return [math.log(float(np.median(first) / np.median(second))) for first, second in pairs]
+    """Return the logarithm of the ratio in each round: the median of its turns' ratios."""
+    return [
+        float(np.median(np.log(np.median(first, axis=1) / np.median(second, axis=1))))
+        for first, second in zip(baseline_ms, candidate_ms, strict=True)
+    ]
 
 
 def _sharp(rounds: Sequence[Sequence[FloatArray]], precision: float) -> bool:

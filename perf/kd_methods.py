@@ -10,28 +10,26 @@ Exits 3 when no method beats no teacher by 0.5 points.
 """
 
 import argparse
-import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, commit, made_by, markdown_table, publish, where
+from results_file import bars_table, markdown_table, measured_here, page, publish
+from seeded_runs import SEED_COLUMNS, over_seeds, trained_once
 
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
+from compress.training import TrainReport
 from compress.training_state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.history import digest_of
-from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_torch_model
-from core.predict import accuracy, predict
 from core.references import existing_sha256
-from core.result import FORMAT_VERSION
-from core.whole_output import whole_file
-from stages import save_trained
+from core.result import Result
+from core.torch_model import TorchModel
 from terminal import progress_shown, set_up_logging
 
 LEAST_GAIN = 0.5
@@ -79,23 +77,19 @@ def main() -> None:
 def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[str, Any]:
     """Train one student unless that is done, and return its accuracies."""
     output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
-    note = output / "accuracies.json"
     settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
     teachers = [existing_sha256(Path(one)) for one in (given.teacher_weights, given.teacher_file) if one]
-    key = digest_of([settings, teachers, data.fingerprint])
-    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    if found.get("key") == key:
-        return found
-    student = load_torch_model(f"{FACTORY}:resnet20", data, seed=seed)
-    print(f"{name}, seed {seed}", file=sys.stderr)
-    with progress_shown(quiet=False) as progress:
+
+    def train() -> Result[TorchModel, TrainReport]:
+        print(f"{name}, seed {seed}", file=sys.stderr)
+        student = load_torch_model(f"{FACTORY}:resnet20", data, seed=seed)
         workspace = partial_folder(output)
-        if name == NO_TEACHER:
-            result = finetune(student, data, FinetuneConfig(**settings), workspace=workspace, progress=progress)
-        else:
+        with progress_shown(quiet=False) as progress:
+            if name == NO_TEACHER:
+                return finetune(student, data, FinetuneConfig(**settings), workspace=workspace, progress=progress)
             has_hints = "hints" in settings
             teacher = f"{FACTORY}:resnet56,weights={given.teacher_weights}"
-            result = distill(
+            return distill(
                 student,
                 load_model(given.teacher_file if given.teacher_file and not has_hints else teacher, data),
                 data,
@@ -104,17 +98,8 @@ def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[st
                 teacher_cache=None if has_hints else given.runs / f"teacher-cache-{seed}",
                 progress=progress,
             )
-    save_trained(result.model, result.report, output)
-    found = {
-        "key": key,
-        "test_accuracy": accuracy(*predict(result.model, data, "test")),
-        "validation_accuracy": result.report.validation_accuracy,
-        "samples_per_second": result.report.samples_per_second,
-        "commit": commit(),
-    }
-    with whole_file(note) as part:
-        part.write_text(json.dumps(found))
-    return found
+
+    return trained_once(output, [settings, teachers], data, train)
 
 
 def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
@@ -127,60 +112,44 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, s
     if gains:
         best = max(gains)
         bars.append({"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN})
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": "kd-cifar10",
-        "command": "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
+    return measured_here(
+        "kd-cifar10",
+        "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
         + f" --epochs {given.epochs} --seeds {given.seeds}",
-        "commit": commit(),
-        "machine": this_machine().model_dump(),
-        "versions": package_versions(),
-        "epochs": given.epochs,
-        "seeds": seeds,
-        "settings": {name: {**SHARED, **METHODS[name]} for name in found},
-        "runs": found,
-        "rows": rows,
-        "bars": bars,
-    }
+        epochs=given.epochs,
+        seeds=seeds,
+        settings={name: {**SHARED, **METHODS[name]} for name in found},
+        runs=found,
+        rows=rows,
+        bars=bars,
+    )
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    accuracies = [run["test_accuracy"] for run in runs]
-    return {
-        "method": name,
-        "test_accuracy": statistics.mean(accuracies),
-        "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "accuracies": accuracies,
-        "samples_per_second": statistics.mean(run["samples_per_second"] for run in runs),
-    }
+    rate = statistics.mean(run["samples_per_second"] for run in runs)
+    return {"method": name, **over_seeds(runs), "samples_per_second": rate}
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "method": lambda row: row["method"],
-        "test accuracy %": lambda row: f"{row['test_accuracy']:.2f}",
-        "standard deviation": lambda row: (
-            "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
-        ),
-        "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
+        **SEED_COLUMNS,
         "against none": lambda row: _figure(row["gain"], "+.2f"),
         "images/s": lambda row: f"{row['samples_per_second']:.0f}",
     }
     useless = [row["method"] for row in result["rows"] if row["gain"] is not None and row["gain"] < 0]
     verdict = f"Worse than no teacher: {', '.join(useless)}.\n" if useless else "No method is worse than no teacher.\n"
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
-    parts = [
-        "# Distilling ResNet-20 from ResNet-56 on CIFAR-10\n",
-        made_by(result) + "\n",
+    return page(
+        "Distilling ResNet-20 from ResNet-56 on CIFAR-10",
+        result,
         f"From scratch, {result['epochs']} epochs, seeds {result['seeds']}; mean over the seeds.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
         verdict,
         f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
-        where(result),
-    ]
-    return "\n".join(parts)
+    )
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -12,28 +12,26 @@ again, interleaved with the unpruned model. Exits 3 when the latency-aware alloc
 
 import argparse
 import json
-import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, commit, made_by, markdown_table, publish, where
+from results_file import bars_table, markdown_table, measured_here, page, publish
+from seeded_runs import SEED_COLUMNS, over_seeds, trained_once
 
 from compress.distill import DistillConfig, distill
 from compress.prune import PruneConfig, prune
+from compress.training import TrainReport
 from compress.training_state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.history import digest_of
-from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_torch_model
-from core.predict import accuracy, predict
 from core.references import existing_sha256
-from core.result import FORMAT_VERSION
-from core.torch_model import TorchModel
-from core.whole_output import whole_file
+from core.result import Result
+from core.torch_model import TorchModel, torch_digest
 from stages import measuring, save_trained
 from terminal import progress_shown, set_up_logging
 
@@ -81,7 +79,6 @@ def _row(
     runs = [_recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in seeds]
     with measuring("cpu", 1, 1, "float32", None) as measure:
         again = measure.models(model, pruned).speedup
-    accuracies = [run["test_accuracy"] for run in runs]
     return {
         "target": speedup,
         "allocation": allocation,
@@ -90,9 +87,7 @@ def _row(
         "params": report["params"][1],
         "dropped_blocks": len(report["dropped_blocks"]),
         "accuracy_at_once": report["accuracy"][2],
-        "test_accuracy": statistics.mean(accuracies),
-        "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "accuracies": accuracies,
+        **over_seeds(runs),
         "commits": [run["commit"] for run in runs],
     }
 
@@ -112,33 +107,23 @@ def _pruned(
 
 def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
     """Fine-tune unless that is done, and return the accuracies."""
-    note = output / "accuracies.json"
     settings = {**TRAINING, "epochs": given.epochs, "seed": seed}
     teacher = given.teacher_file or f"{FACTORY}:resnet56,weights={given.weights}"
-    key = digest_of([settings, existing_sha256(Path(given.teacher_file or given.weights)), data.fingerprint])
-    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    if found.get("key") == key:
-        return found
-    with progress_shown(quiet=False) as progress:
-        result = distill(
-            pruned,
-            load_model(teacher, data),
-            data,
-            DistillConfig(**settings),
-            workspace=partial_folder(output),
-            teacher_cache=given.runs / f"teacher-cache-{seed}",
-            progress=progress,
-        )
-    save_trained(result.model, result.report, output)
-    found = {
-        "key": key,
-        "test_accuracy": accuracy(*predict(result.model, data, "test")),
-        "validation_accuracy": result.report.validation_accuracy,
-        "commit": commit(),
-    }
-    with whole_file(note) as part:
-        part.write_text(json.dumps(found))
-    return found
+
+    def train() -> Result[TorchModel, TrainReport]:
+        with progress_shown(quiet=False) as progress:
+            return distill(
+                pruned,
+                load_model(teacher, data),
+                data,
+                DistillConfig(**settings),
+                workspace=partial_folder(output),
+                teacher_cache=given.runs / f"teacher-cache-{seed}",
+                progress=progress,
+            )
+
+    made_from = [settings, existing_sha256(Path(given.teacher_file or given.weights)), torch_digest(pruned)]
+    return trained_once(output, made_from, data, train)
 
 
 def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
@@ -155,25 +140,21 @@ def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, 
                     "ok": gain > 0,
                 }
             )
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": "pruning-cifar10",
-        "command": "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
+    return measured_here(
+        "pruning-cifar10",
+        "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
         + f" --speedups {given.speedups} --epochs {given.epochs} --seeds {given.seeds}",
-        "commit": commit(),
-        "machine": this_machine().model_dump(),
-        "versions": package_versions(),
-        "epochs": given.epochs,
-        "seeds": given.seeds,
-        "training": TRAINING,
-        "rows": rows,
-        "bars": bars,
-    }
+        epochs=given.epochs,
+        seeds=given.seeds,
+        training=TRAINING,
+        rows=rows,
+        bars=bars,
+    )
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "target": lambda row: f"{row['target']:g}x",
         "allocation": lambda row: row["allocation"],
         "measured": lambda row: f"{row['measured_speedup']:.2f}x",
@@ -181,23 +162,17 @@ def _markdown(result: dict[str, Any]) -> str:
         "parameters": lambda row: f"{row['params']}",
         "blocks left out": lambda row: f"{row['dropped_blocks']}",
         "validation % at once": lambda row: f"{row['accuracy_at_once']:.2f}",
-        "test accuracy %": lambda row: f"{row['test_accuracy']:.2f}",
-        "standard deviation": lambda row: (
-            "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}"
-        ),
-        "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
+        **SEED_COLUMNS,
     }
-    parts = [
-        "# ResNet-56 on CIFAR-10, pruned to the same measured speed\n",
-        made_by(result) + "\n",
+    return page(
+        "ResNet-56 on CIFAR-10, pruned to the same measured speed",
+        result,
         f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned "
         f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. Settings: "
         f"`{result['training']}`.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
-        where(result),
-    ]
-    return "\n".join(parts)
+    )
 
 
 if __name__ == "__main__":

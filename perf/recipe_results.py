@@ -9,10 +9,11 @@ Exits 3 when a bar of the recipe's gate is missed.
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, commit, made_by, publish, where
+from results_file import bars_table, commit, markdown_table, page, publish
 
 from bench.compare import BenchReport
 from bench.table import bench_remarks, bench_tables, markdown
@@ -75,30 +76,17 @@ def _markdown(result: dict[str, Any]) -> str:
     bench = BenchReport.model_validate(
         {**result["bench"], "machine": result["machine"], "versions": result["versions"], "rows": result["rows"]}
     )
-    lines = [
-        f"# {result['name']}",
-        "",
-        made_by(result),
-        "",
+    return page(
+        result["name"],
+        result,
         *_bench_lines(bench),
         bars_table(result["bars"]),
-        "## How it came about",
-        "",
-        "| stage | kind | validation accuracy % | MACs | ONNX Runtime speed against the stage before |",
-        "|---|---|---|---|---|",
-        *(_stage_row(stage) for stage in result["stages"]),
-        "",
-        "## Where",
-        "",
-        where(result),
-        "## The recipe",
-        "",
-        "```toml",
-        result["recipe"].rstrip(),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)
+        "## How it came about\n",
+        markdown_table(result["stages"], STAGE_COLUMNS),
+        "## The recipe\n",
+        f"```toml\n{result['recipe'].rstrip()}\n```\n",
+        "## Where\n",
+    )
 
 
 def _bench_lines(bench: BenchReport) -> list[str]:
@@ -113,17 +101,21 @@ def _bench_lines(bench: BenchReport) -> list[str]:
     return [*lines, ""]
 
 
-def _stage_row(stage: dict[str, Any]) -> str:
+def _accuracy_cell(stage: dict[str, Any]) -> str:
     report = stage["report"]
     accuracy = report.get("validation_accuracy") or (report.get("accuracy") or [None])[-1]
-    cells = [
-        stage["name"],
-        stage["kind"],
-        f"{accuracy:.2f}" if accuracy is not None else "",
-        f"{report['macs_ratio']:.2f}x fewer" if "macs_ratio" in report else "",
-        f"{report['measured_speedup']:.2f}x" if report.get("measured_speedup") else "",
-    ]
-    return "| " + " | ".join(cells) + " |"
+    return "" if accuracy is None else f"{accuracy:.2f}"
+
+
+STAGE_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "stage": lambda stage: stage["name"],
+    "kind": lambda stage: stage["kind"],
+    "validation accuracy %": _accuracy_cell,
+    "MACs": lambda stage: f"{stage['report']['macs_ratio']:.2f}x fewer" if "macs_ratio" in stage["report"] else "",
+    "ONNX Runtime speed against the stage before": lambda stage: (
+        f"{stage['report']['measured_speedup']:.2f}x" if stage["report"].get("measured_speedup") else ""
+    ),
+}
 
 
 def _without_folder(override: str) -> str:

@@ -8,9 +8,24 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.table import TextTable, markdown
+from core.machine import package_versions, this_machine
+from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
 
 ROOT = Path(__file__).parent.parent
+
+
+def measured_here(name: str, command: str, **figures: Any) -> dict[str, Any]:
+    """Return a result with what it says of itself: by what it was made, at which commit, where."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "command": command,
+        "commit": commit(),
+        "machine": this_machine().model_dump(),
+        "versions": package_versions(),
+        **figures,
+    }
 
 
 def publish(result: dict[str, Any], text: str, *, as_json: bool) -> NoReturn:
@@ -32,9 +47,10 @@ def commit() -> str:
     return sha + (" with uncommitted changes" if dirty else "")
 
 
-def made_by(result: dict[str, Any]) -> str:
-    """Say by what and at which commit a result was made."""
-    return f"Made by `{result['command']}` at commit {result['commit']}; do not edit."
+def page(title: str, result: dict[str, Any], *parts: str) -> str:
+    """Return a result as Markdown: its title, by what it was made, the parts, and where it was measured."""
+    made_by = f"Made by `{result['command']}` at commit {result['commit']}; do not edit."
+    return "\n".join([f"# {title}\n", f"{made_by}\n", *parts, _where(result)])
 
 
 def bars_table(bars: Sequence[dict[str, Any]]) -> str:
@@ -56,7 +72,7 @@ def markdown_table(rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[
     return markdown(TextTable("", tuple(columns), cells))
 
 
-def where(result: dict[str, Any]) -> str:
+def _where(result: dict[str, Any]) -> str:
     """Say on which machine and with which packages a result was measured."""
     machine = result["machine"]
     return (

@@ -13,16 +13,14 @@ import time
 from typing import Any
 
 import numpy as np
-from results_file import bars_table, commit, made_by, markdown_table, publish, where
+from results_file import bars_table, markdown_table, measured_here, page, publish
 
 from core.data import Data, batches
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.machine import package_versions, this_machine
 from core.model_reference import load_onnx_model
 from core.onnx_model import OnnxModel
 from core.predict import predict, preprocessing_of
-from core.result import FORMAT_VERSION
 from core.sessions import open_session, run_session
 
 LEAST_RATIO = 0.9
@@ -43,15 +41,11 @@ def main() -> None:
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    result = {
-        "format_version": FORMAT_VERSION,
-        "name": "scoring-rate",
-        "command": f"python perf/scoring_rate.py MODEL.onnx... --data DATA --batch-size {given.batch_size}",
-        "commit": commit(),
-        "machine": this_machine().model_dump(),
-        "versions": package_versions(),
-        "rows": rows,
-        "bars": [
+    result = measured_here(
+        "scoring-rate",
+        f"python perf/scoring_rate.py MODEL.onnx... --data DATA --batch-size {given.batch_size}",
+        rows=rows,
+        bars=[
             {
                 "name": f"scoring rate against the bare session's, {row['operators']}",
                 "value": row["ratio"],
@@ -60,7 +54,7 @@ def main() -> None:
             }
             for row in rows
         ],
-    }
+    )
     publish(result, _markdown(result), as_json=given.json)
 
 
@@ -102,15 +96,13 @@ def _markdown(result: dict[str, Any]) -> str:
         "bare session/s": lambda row: f"{row['bare_per_second']:.0f}",
         "ratio": lambda row: f"{row['ratio']:.3f}",
     }
-    parts = (
-        "# Scoring a test split\n",
-        made_by(result) + "\n",
+    return page(
+        "Scoring a test split",
+        result,
         f"The median of {TURNS} turns each.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
-        where(result),
     )
-    return "\n".join(parts)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from peer_loops import BATCH, KD_RATIO, TEMPERATURE, Steps, plain_loop, timm_loop, torchdistill_loop
-from results_file import bars_table, commit, made_by, markdown_table, publish, where
+from results_file import bars_table, markdown_table, measured_here, page, publish
 from torch import Tensor
 
 from compress.distill import DistillConfig, distillation_loss
@@ -34,10 +34,8 @@ from compress.training_step import TrainBatch, epoch_batches, prepare_loop, trai
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.machine import package_versions, this_machine
 from core.model_reference import load_onnx_model, load_torch_model
 from core.predict import frozen_copy
-from core.result import FORMAT_VERSION
 from core.torch_model import TorchModel, example_inputs
 
 LEAST_SPEEDUP, LEAST_OF_CEILING = 4.0, 0.8
@@ -94,18 +92,14 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             contenders[name] = make(student, teacher, data)
     rates = _interleaved(contenders, given.turns, given.steps)
     plain, cached, ceiling = (statistics.median(rates[name]) for name in (PLAIN, CACHED, CEILING))
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": "train-throughput",
-        "command": f"python perf/train_throughput.py --data DATA --teacher-weights WEIGHTS --teacher-file FILE "
+    return measured_here(
+        "train-throughput",
+        f"python perf/train_throughput.py --data DATA --teacher-weights WEIGHTS --teacher-file FILE "
         f"--turns {given.turns} --steps {given.steps}",
-        "commit": commit(),
-        "machine": this_machine().model_dump(),
-        "versions": package_versions(),
-        "chosen": asdict(speed),
-        "tried": [one.model_dump() for one in tried],
-        "left_out": left_out,
-        "rows": [
+        chosen=asdict(speed),
+        tried=[one.model_dump() for one in tried],
+        left_out=left_out,
+        rows=[
             {
                 "loop": name,
                 "images_per_second": statistics.median(found),
@@ -115,11 +109,11 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             }
             for name, found in rates.items()
         ],
-        "bars": [
+        bars=[
             _bar("speedup over the plain loop", cached / plain, LEAST_SPEEDUP),
             _bar("share of the ceiling", cached / ceiling, LEAST_OF_CEILING),
         ],
-    }
+    )
 
 
 def _bar(name: str, value: float, limit: float) -> dict[str, Any]:
@@ -192,8 +186,6 @@ def _markdown(result: dict[str, Any]) -> str:
         "ms a step": lambda one: f"{one['step_ms']:.0f}" if one["step_ms"] else one["reason"],
     }
     parts = [
-        "# Distilling ResNet-20 from ResNet-56: images per second\n",
-        made_by(result) + "\n",
         "Batch 128, crop and flip; the median of interleaved turns.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
@@ -202,7 +194,7 @@ def _markdown(result: dict[str, Any]) -> str:
     ]
     if result["left_out"]:
         parts.append(f"Not installed, and so not measured: {', '.join(result['left_out'])}.\n")
-    return "\n".join([*parts, where(result)])
+    return page("Distilling ResNet-20 from ResNet-56: images per second", result, *parts)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def timed(report: FullReport, *milliseconds: float, accuracy: float | None = Non
     """The report as it were had its models taken so long, with 2 % of noise between rounds."""
     random = np.random.default_rng(seed)
     mood = random.normal(1, 0.02, 12)
-    rounds = [[mood[i] * value * random.normal(1, 0.005, 60) for i in range(12)] for value in milliseconds]
+    rounds = [[mood[i] * value * random.normal(1, 0.005, (12, 5)) for i in range(12)] for value in milliseconds]
     rows = []
     for row, times in zip(report.rows, rounds, strict=True):
         change = {

@@ -13,7 +13,7 @@ from core.onnx_model import OnnxModel
 
 @pytest.fixture(scope="module")
 def report(exported: OnnxModel, quantized: OnnxModel, digits: Data) -> BenchReport:
-    config = BenchConfig(iterations=20, rounds=2, max_rounds=2, threads=1)
+    config = BenchConfig(iterations=2, rounds=2, max_rounds=2, threads=1)
     return bench([exported, quantized], sweep(config, ["cpu"], [1, 8], [1]), digits)
 
 
