@@ -39,10 +39,20 @@ def signed_rank_interval(values: Sequence[float], confidence: float = VERDICT_CO
     below = np.cumsum(counts / counts.sum()) <= (1 - confidence) / 2
     if not below.any():
         return None
-    sample = np.asarray(values)
-    averages = np.sort((sample[:, None] + sample[None, :])[np.triu_indices(count)] / 2)
+    averages = _averages(values)
     skipped = int(below.sum()) - 1  # averages outside the interval at either end
     return float(averages[skipped]), float(averages[-1 - skipped])
+
+
+def centre(values: Sequence[float]) -> float:
+    """Return the centre of a symmetric sample: the median of all pairs' averages (Hodges and Lehmann 1963)."""
+    return float(np.median(_averages(values)))
+
+
+def _averages(values: Sequence[float]) -> FloatArray:
+    """Return the averages of all pairs, a value with itself included, in order."""
+    sample = np.asarray(values)
+    return np.sort((sample[:, None] + sample[None, :])[np.triu_indices(len(sample))] / 2)
 
 
 def speed_verdict(interval: Interval | None) -> Verdict:

@@ -19,6 +19,7 @@ from bench.intervals import (
     FloatArray,
     Interval,
     Verdict,
+    centre,
     percentile_interval,
     signed_rank_interval,
     speed_verdict,
@@ -106,8 +107,9 @@ class Speedup(BaseModel, frozen=True):
     """One model's speed against another's, from the same rounds.
 
     Attributes:
-        ratio: The other's p50 over this one's.
-        interval: The 99 % interval of the centre of the rounds' ratios; None where there are too few rounds.
+        ratio: The centre of the rounds' ratios, the other's time over this one's. On a machine that is now fast, now
+            slow, it says more than the ratio of the two p50s, which may have met different seconds.
+        interval: Its 99 % interval; None where there are too few rounds.
         verdict: ``faster`` or ``slower`` where the whole interval says so, beyond what copies of one file differ by.
     """
 
@@ -210,10 +212,10 @@ def latency(rounds_ms: Sequence[FloatArray], warmup_runs: int) -> Latency:
 
 def speedup(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatArray]) -> Speedup:
     """Compare two models timed in the same rounds, arrays of (turns, runs)."""
-    ratio = _p50_ms(baseline_ms) / _p50_ms(candidate_ms)
-    found = signed_rank_interval(_log_ratios(baseline_ms, candidate_ms))
+    ratios = _log_ratios(baseline_ms, candidate_ms)
+    found = signed_rank_interval(ratios)
     interval = (math.exp(found[0]), math.exp(found[1])) if found else None
-    return Speedup(ratio=ratio, interval=interval, verdict=speed_verdict(interval))
+    return Speedup(ratio=math.exp(centre(ratios)), interval=interval, verdict=speed_verdict(interval))
 
 
 def round_spread(rounds_ms: Sequence[FloatArray]) -> float:

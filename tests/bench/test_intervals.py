@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from bench.intervals import (
+    centre,
     mcnemar_p,
     paired_drop_interval,
     percentile_interval,
@@ -35,6 +36,15 @@ def test_an_outlier_hardly_moves_the_signed_rank_interval() -> None:
     assert clean is not None
     assert moved is not None
     assert abs(moved[1] - clean[1]) < 0.01
+
+
+def test_the_centre_lies_within_its_interval_and_shrugs_off_outliers() -> None:
+    sample = np.append(np.random.default_rng(3).normal(0.3, 0.01, 20), 50.0)
+    found = signed_rank_interval(sample)
+    assert found is not None
+    assert found[0] < centre(sample) < found[1]
+    assert centre(sample) == pytest.approx(0.3, abs=0.01)
+    assert centre([2.0]) == 2.0
 
 
 @pytest.mark.parametrize(
