@@ -14,15 +14,17 @@ import torch
 import torch_pruning
 from torch import nn
 
+from compress.attention_heads import fit_attention, split_projections
+from compress.recurrent_channels import RECURRENT, RecurrentPruner, opaque_recurrence
 from core.errors import ToolError
 from core.pruning_plan import drop
-from core.torch_model import TorchModel, example_inputs, run_once
+from core.torch_model import ForwardError, TorchModel, example_inputs, forward_once
 from core.trace_failure import failing_module
 
 Importance = Callable[[Any], torch.Tensor | None]
 """A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
 
-PRUNED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.LSTM)
+PRUNED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *RECURRENT)
 PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
 
 IMPORTANCES: dict[str, Callable[[], Importance]] = {
@@ -105,37 +107,69 @@ def cut_groups(
     if ratios:
         own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)
         _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)
-    run_once(replace(model, module=module.eval()))
+    _require_runs(replace(model, module=module.eval()), settings.ignored)
     return module
 
 
 def make_pruner(module: nn.Module, model: TorchModel, settings: CutSettings, **more: Any) -> Any:
     """Make torch-pruning's pruner of a module."""
     present = dict(module.named_modules())
-    return torch_pruning.pruner.BasePruner(
-        module,
-        example_inputs(model, 2),
-        importance=_protecting(IMPORTANCES[settings.importance](), settings.max_pruning_ratio),
-        global_pruning=settings.scope != "uniform",
-        isomorphic=settings.scope == "isomorphic",
-        max_pruning_ratio=settings.max_pruning_ratio,
-        ignored_layers=[present[path] for path in settings.ignored if path in present],
-        round_to=settings.round_to if settings.round_to > 1 else None,
-        # the library's defaults are one mutable dictionary that all pruners of a process would share
-        in_channel_groups={},
-        out_channel_groups={},
-        num_heads={},
-        **more,
-    )
+    importance = IMPORTANCES[settings.importance]()
+
+    def protecting(group: Any) -> torch.Tensor | None:
+        scores = importance(group)
+        return (
+            scores
+            if scores is None
+            else _protect(scores, pruner._get_channel_groups(group), settings.max_pruning_ratio)
+        )
+
+    with opaque_recurrence(module):
+        pruner = torch_pruning.pruner.BasePruner(
+            module,
+            example_inputs(model, 2),
+            importance=protecting,
+            global_pruning=settings.scope != "uniform",
+            isomorphic=settings.scope == "isomorphic",
+            max_pruning_ratio=settings.max_pruning_ratio,
+            ignored_layers=[present[path] for path in settings.ignored if path in present],
+            round_to=settings.round_to if settings.round_to > 1 else None,
+            # the library's defaults are one mutable dictionary that all pruners of a process would share
+            in_channel_groups={},
+            out_channel_groups={},
+            num_heads=split_projections(module),
+            root_module_types=list(PRUNED_LAYERS),
+            customized_pruners={kind: RecurrentPruner() for kind in RECURRENT},
+            **more,
+        )
+    return pruner
 
 
 def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module, **more: Any) -> None:
     torch.manual_seed(settings.seed)
     try:
-        make_pruner(module, model, settings, **more).step()
+        pruner = make_pruner(module, model, settings, **more)
+        for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
+            pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
+            pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
+        pruner.step()
+        fit_attention(original, module, pruner.num_heads, lambda whole: whole(*example_inputs(model, 2)))
     except Exception as error:
         raise cannot_follow(original, model, error) from error
-    run_once(replace(model, module=module.eval()))
+    _require_runs(replace(model, module=module.eval()), settings.ignored)
+
+
+def _require_runs(model: TorchModel, ignored: Sequence[str]) -> None:
+    """Raise `ToolError` where a cut module does not run, with what to leave whole so that it does."""
+    try:
+        forward_once(model)
+    except ForwardError as error:
+        path = error.path
+        while path in ignored:
+            path = path.rpartition(".")[0]
+        raise ToolError(
+            f"{model.name} does not run with fewer channels, {error}; leave that whole with --ignore {path or 'MODULE'}"
+        ) from error
 
 
 def cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
@@ -154,22 +188,20 @@ def _copy_with_gradients(original: nn.Module) -> nn.Module:
     return module
 
 
-def _protecting(importance: Importance, max_pruning_ratio: float) -> Importance:
-    """Put the most important channels of every group out of reach, so that no layer loses more than its share.
+def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) -> torch.Tensor:
+    """Put the most important channels of a group out of reach, so that no layer loses more than its share.
 
     torch-pruning checks that share before a step only, and one step may take a whole layer.
+
+    Args:
+        scores: Of each channel, (num_groups * sets,).
+        num_groups: Of which one channel each goes at once, as with the heads of attention.
+        max_pruning_ratio: The share.
     """
-
-    def estimate(group: Any) -> torch.Tensor | None:
-        scores = importance(group)
-        if scores is None:
-            return None
-        num_kept = max(1, round((1 - max_pruning_ratio) * len(scores)))
-        protected = scores.clone()
-        protected[scores.topk(num_kept).indices] += PROTECTION
-        return protected
-
-    return estimate
+    grouped = scores.clone().view(num_groups, -1)
+    num_kept = max(1, round((1 - max_pruning_ratio) * grouped.shape[1]))
+    grouped[:, grouped.mean(0).topk(num_kept).indices] += PROTECTION
+    return grouped.flatten()
 
 
 def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -177,5 +209,6 @@ def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     tracked = tuple(
         one.detach().requires_grad_(one.is_floating_point()) if isinstance(one, torch.Tensor) else one for one in inputs
     )
-    with redirect_stdout(StringIO()):
-        torch_pruning.DependencyGraph().build_dependency(module, example_inputs=tracked)
+    pruners = {kind: RecurrentPruner() for kind in RECURRENT}
+    with redirect_stdout(StringIO()), opaque_recurrence(module):
+        torch_pruning.DependencyGraph().build_dependency(module, tracked, customized_pruners=pruners)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.channel_cut import CutSettings, cannot_follow, make_pruner
+from compress.recurrent_channels import RECURRENT, rows_of_units
 from core.torch_model import TorchModel
 
 
@@ -53,13 +54,15 @@ def channel_groups(module: nn.Module, model: TorchModel, settings: CutSettings) 
         for group in graph.get_all_groups(
             ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
         ):
-            scores = pruner.estimate_importance(group)
+            if pruner._is_atten_group(group)[0]:
+                group = pruner._downstream_node_as_root_if_attention(group)  # heads are told apart from there
+            scores = pruner.estimate_importance(group) if group is not None else None
             if scores is not None:
                 num_groups = pruner._get_channel_groups(group)
                 found.append(_group(group, graph, scores.view(num_groups, -1).mean(0), len(scores) // num_groups))
     except Exception as error:
         raise cannot_follow(module, model, error) from error
-    return tuple(one for one in found if one.width > 1)
+    return tuple(one for one in found if one.width > 1 and one.outputs)
 
 
 def _group(group: Any, graph: Any, scores: Tensor, width: int) -> ChannelGroup:
@@ -70,24 +73,33 @@ def _group(group: Any, graph: Any, scores: Tensor, width: int) -> ChannelGroup:
         module, path = item.dep.target.module, graph._module2name.get(item.dep.target.module)
         if not isinstance(module, nn.Module) or path is None or not list(module.parameters(recurse=False)):
             continue
-        rows = torch.as_tensor(item.root_idxs) % width
         if graph.is_out_channel_pruning_fn(item.dep.handler):
             outputs[path] = len(item.idxs) // width
-            for name, tensor in module.named_parameters(recurse=False):
-                if name in ("weight", "bias") and len(tensor) > max(item.idxs):
-                    place = torch.full((len(tensor),), -1)
-                    place[torch.as_tensor(item.idxs)] = rows
-                    places.append((f"{path}.{name}", place))
+            set_of = torch.full((max(item.idxs) + 1,), -1)  # of each output channel
+            set_of[torch.as_tensor(item.idxs)] = torch.as_tensor(item.root_idxs) % width
+            places += [(f"{path}.{name}", place) for name, place in _places(module, set_of)]
         else:
             inputs[path] = len(item.idxs) // width
     return ChannelGroup(
-        name=graph._module2name[group.items[0].dep.target.module],
+        name=next(iter(outputs), ""),
         width=width,
         outputs=outputs,
         inputs=inputs,
         order=scores.argsort(),
         places=tuple(places),
     )
+
+
+def _places(module: nn.Module, set_of: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters that make a layer's outputs, each with the set that each of its rows belongs to."""
+    for name, tensor in module.named_parameters(recurse=False):
+        if isinstance(module, RECURRENT):
+            is_second = name.endswith("_reverse") and len(set_of) > module.hidden_size
+            yield name, set_of[rows_of_units(module, name) + is_second * module.hidden_size]
+        elif name in ("weight", "bias") and len(tensor) >= len(set_of):
+            place = torch.full((len(tensor),), -1)
+            place[: len(set_of)] = set_of
+            yield name, place
 
 
 @contextmanager

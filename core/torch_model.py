@@ -110,11 +110,41 @@ def torch_digest(model: TorchModel) -> str:
     return digest.hexdigest()
 
 
+class ForwardError(Exception):
+    """A module fails on its input.
+
+    Attributes:
+        path: Path of the innermost submodule that does; empty for the module itself.
+    """
+
+    def __init__(self, path: str, cause: Exception) -> None:
+        self.path = path
+        super().__init__(f"in its module {path!r}: {cause}" if path else f"in its own forward: {cause}")
+
+
 def run_once(model: TorchModel) -> Tensor:
     """Run the module on one made-up batch of two and return its logits (2, num_classes).
 
     Raises:
         ToolError: The module fails on it (the failing submodule is named), or does not return one (2, K) tensor.
+    """
+    try:
+        logits = forward_once(model)
+    except ForwardError as error:
+        raise ToolError(
+            f"{model.name} cannot run on an input of shape {model.inputs[0].shape}, {error}; "
+            "give the shape it takes with --input-shape"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
+        raise ToolError(f"{model.name} returns {_described(logits)}; a classifier returns logits (N, num_classes)")
+    return logits
+
+
+def forward_once(model: TorchModel) -> object:
+    """Run the module on one made-up batch of two and return what it does.
+
+    Raises:
+        ForwardError: It fails.
     """
     path_of = {module: path for path, module in model.module.named_modules()}
     entered: list[str] = []
@@ -123,17 +153,9 @@ def run_once(model: TorchModel) -> Tensor:
             for module in path_of:
                 hooks.enter_context(module.register_forward_pre_hook(lambda module, _: entered.append(path_of[module])))
                 hooks.enter_context(module.register_forward_hook(lambda *_: _leave(entered)))
-            logits = model.module(*example_inputs(model, 2))
+            return model.module(*example_inputs(model, 2))
     except Exception as error:
-        where = f"in its module {entered[-1]!r}" if entered and entered[-1] else "in its own forward"
-        shape = model.inputs[0].shape
-        raise ToolError(
-            f"{model.name} cannot run on an input of shape {shape}, {where}: {error}; "
-            "give the shape it takes with --input-shape"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != 2:
-        raise ToolError(f"{model.name} returns {_described(logits)}; a classifier returns logits (N, num_classes)")
-    return logits
+        raise ForwardError(entered[-1] if entered else "", error) from error
 
 
 def _leave(entered: list[str]) -> None:

@@ -92,3 +92,82 @@ def logits_from_nowhere(num_classes: int = 10) -> nn.Module:
 
 def plain(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_chans, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, num_classes))
+
+
+def recurrent(num_classes: int = 10, kind: str = "LSTM", num_layers: int = 1, bidirectional: bool = False) -> nn.Module:
+    """Reads an image row by row; a GRU answers from its last state, an LSTM from its last output."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(8, 12)
+            layer = getattr(nn, kind)
+            self.rnn = layer(12, 16, num_layers=num_layers, bidirectional=bidirectional, batch_first=True)
+            self.head = nn.Linear(16 * (2 if bidirectional else 1), num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output, state = self.rnn(torch.relu(self.embed(x.squeeze(1))))
+            return self.head(state[-1] if kind == "GRU" else output[:, -1])
+
+    return Recurrent()
+
+
+class SelfAttention(nn.Module):
+    """As text models have it: projections of their own, and sizes that are kept."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_attention_heads, self.attention_head_size = heads, width // heads
+        self.all_head_size = width
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.shape[:2], self.num_attention_heads, self.attention_head_size)
+        query, key, value = (layer(x).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        return mixed.transpose(1, 2).reshape(*x.shape[:2], self.all_head_size)
+
+
+def text(num_classes: int = 2, vocabulary: int = 50, width: int = 32, layers: int = 2) -> nn.Module:
+    """A small encoder of token numbers, given as floats."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.output = SelfAttention(width, 4), nn.Linear(width, width)
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm1(x + self.output(self.attention(x)))
+            return self.norm2(x + self.mlp(x))
+
+    class Text(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(vocabulary, width)
+            self.layers = nn.Sequential(*(Layer() for _ in range(layers)))
+            self.head = nn.Linear(width, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.layers(self.embedding(x.abs().long() % vocabulary)).mean(1))
+
+    return Text()
+
+
+class KeepsAWidth(nn.Module):
+    """Knows how many channels it had when it was made."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.shape = [width, 1, 1]
+        self.scale = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale(x) * x.mean((2, 3)).view(-1, *self.shape)
+
+
+def keeps_a_width(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes)
+    )

@@ -1,0 +1,77 @@
+"""Attention and recurrent layers are pruned like convolutions: they run, answer as if silenced, and rebuild."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from compress.channel_cut import CutSettings, cut_groups
+from compress.channel_groups import channel_groups, without
+from compress.prune import PruneConfig, prune
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.errors import ToolError
+from core.model_reference import load_torch_model
+from core.torch_model import TorchModel, example_inputs, num_params
+from export.to_onnx import ExportConfig, export
+
+MODELS = {
+    "vit": "timm:vit_tiny_patch16_224,img_size=32,patch_size=8,depth=2,num_classes=10",
+    "text": "{tiny}:text",
+    "lstm": "{tiny}:recurrent",
+    "deep lstm in both directions": "{tiny}:recurrent,num_layers=2,bidirectional=true",
+    "gru": "{tiny}:recurrent,kind=GRU,num_layers=2",
+}
+SHAPES = {"vit": (3, 32, 32), "text": (12,)}
+
+
+def load(name: str, tiny: str) -> TorchModel:
+    return load_torch_model(MODELS[name].format(tiny=tiny), input_shape=SHAPES.get(name, (1, 8, 8)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_half_goes_and_the_rest_exports_and_rebuilds(name: str, tiny: str, tmp_path: Path) -> None:
+    model = load(name, tiny)
+    pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform")).model
+    assert num_params(pruned.module) < 0.6 * num_params(model.module)
+    export(pruned, tmp_path / "pruned.onnx", ExportConfig())
+    save_checkpoint(pruned, tmp_path / "checkpoint")
+    inputs = example_inputs(pruned, 3)
+    again = load_checkpoint(tmp_path / "checkpoint")
+    torch.testing.assert_close(again.module(*inputs), pruned.module(*inputs))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_silenced_channels_answer_like_cut_ones(name: str, tiny: str) -> None:
+    model = load(name, tiny)
+    classifier = "head"
+    settings = CutSettings(
+        importance="magnitude", scope="global", round_to=1, max_pruning_ratio=0.9, ignored=(classifier,), seed=0
+    )
+    inputs = example_inputs(model, 3)
+    looked_at = 0
+    for group in channel_groups(model.module, model, settings):
+        if any("norm" in path for path in group.outputs):
+            continue  # a norm over fewer channels answers otherwise
+        with without(model.module, group, group.width // 2):
+            silenced = model.module(*inputs)
+        share = (group.width - group.width // 2 + 0.5) / group.width
+        cut = cut_groups(model.module, model, settings, {tuple(group.outputs): share})
+        torch.testing.assert_close(silenced, cut(*inputs), rtol=1e-4, atol=1e-5)
+        looked_at += 1
+    assert looked_at
+
+
+def test_heads_keep_their_number_and_lose_their_width(tiny: str) -> None:
+    pruned = prune(load("vit", tiny), PruneConfig(pruning_ratio=0.5, allocation="uniform")).model
+    attention = pruned.module.get_submodule("blocks.0.attn")
+    assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (3, 32, 96)
+    assert attention.qkv.out_features == 3 * 96
+    text = prune(load("text", tiny), PruneConfig(pruning_ratio=0.5, allocation="uniform")).model
+    attention = text.module.get_submodule("layers.0.attention")
+    assert (attention.num_attention_heads, attention.attention_head_size, attention.all_head_size) == (4, 4, 16)
+
+
+def test_what_does_not_run_when_narrower_is_named(tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:keeps_a_width", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"does not run with fewer channels, in its module '1'.*--ignore 1$"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
