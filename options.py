@@ -185,6 +185,11 @@ prune_options = _together(
         show_default=True,
         help="Keep channel counts at multiples of this.",
     ),
+    click.option(
+        "--prune-heads",
+        is_flag=True,
+        help="Take whole attention heads, in place of channels of every head; with --allocation uniform.",
+    ),
     click.option("--ignore", multiple=True, metavar="MODULE", help="Leave this module whole; repeatable."),
     click.option("--baseline", metavar="MODEL", help="Count factors from this model, as when pruning in steps."),
     click.option(

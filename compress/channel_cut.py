@@ -50,6 +50,7 @@ class CutSettings:
         max_pruning_ratio: Share of a layer's channels that is never exceeded.
         ignored: Paths of modules to leave whole.
         seed: Seeds the choice among equals.
+        prune_heads: Whether whole heads of attention go, in place of channels of every head.
     """
 
     importance: str
@@ -58,6 +59,7 @@ class CutSettings:
     max_pruning_ratio: float
     ignored: tuple[str, ...]
     seed: int
+    prune_heads: bool = False
 
 
 def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, ratio: float) -> nn.Module:
@@ -73,8 +75,24 @@ def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, rat
         ToolError: torch-pruning cannot follow the module.
     """
     module = _copy_with_gradients(original)
-    _step(module, model, settings, original, pruning_ratio=min(ratio, settings.max_pruning_ratio))
+    ratio = min(ratio, settings.max_pruning_ratio)
+    heads = {layer: _least_of_heads(ratio, count) for layer, count in split_projections(module).items()}
+    _step(
+        module,
+        model,
+        settings,
+        original,
+        pruning_ratio=ratio,
+        prune_num_heads=settings.prune_heads,
+        prune_head_dims=not settings.prune_heads,
+        head_pruning_ratio_dict=heads if settings.prune_heads else None,
+    )
     return module
+
+
+def _least_of_heads(ratio: float, count: int) -> float:
+    """Return a share that torch-pruning, which rounds up, takes for the nearest number of heads that leaves one."""
+    return (min(round(ratio * count), count - 1) - 0.5) / count
 
 
 def cut_groups(

@@ -50,6 +50,7 @@ class PruneConfig(RankingConfig):
         batch_size: What it is timed at.
         round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds them by itself.
         drop_blocks: Whether ``latency`` may leave out residual blocks whole.
+        prune_heads: Whether whole attention heads go, in place of channels of every head; with ``uniform``.
     """
 
     pruning_ratio: float | None = None
@@ -62,6 +63,7 @@ class PruneConfig(RankingConfig):
     batch_size: int = 1
     round_to: int = 1
     drop_blocks: bool = True
+    prune_heads: bool = False
 
     def __post_init__(self) -> None:
         RankingConfig.__post_init__(self)  # super() does not find its class in one with slots
@@ -77,6 +79,10 @@ class PruneConfig(RankingConfig):
         require(
             self.allocation != "latency" or name in MEASURED_TARGETS,
             f"allocation 'latency' goes by speedup or latency_ms, not {name}",
+        )
+        require(
+            not self.prune_heads or self.allocation == "uniform",
+            "prune_heads takes the same share of every attention; it needs allocation 'uniform'",
         )
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
         require(self.round_to >= 1, f"round_to is {self.round_to}; it must be at least 1")
@@ -165,6 +171,7 @@ def prune(
         max_pruning_ratio=config.max_pruning_ratio,
         ignored=ignored,
         seed=config.seed,
+        prune_heads=config.prune_heads,
     )
     own_ms = _own_ms(model, config, measuring)
     target = _own_target(model, baseline, config, measuring, own_ms)

@@ -167,7 +167,7 @@ class KeepsAWidth(nn.Module):
         return self.scale(x) * x.mean((2, 3)).view(-1, *self.shape)
 
 
-def keeps_a_width(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes)
-    )
+def keeps_a_width(num_classes: int = 10, in_chans: int = 1, depth: int = 1) -> nn.Module:
+    later = [nn.Conv2d(16, 16, 1) for _ in range(depth - 1)]
+    start = [nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16)]
+    return nn.Sequential(*start, *later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))

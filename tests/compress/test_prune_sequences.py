@@ -71,7 +71,24 @@ def test_heads_keep_their_number_and_lose_their_width(tiny: str) -> None:
     assert (attention.num_attention_heads, attention.attention_head_size, attention.all_head_size) == (4, 4, 16)
 
 
+@pytest.mark.parametrize(("ratio", "left"), [(0.34, 2), (0.5, 1), (0.9, 1)])
+def test_whole_heads_go_but_for_one(tiny: str, ratio: float, left: int) -> None:
+    config = PruneConfig(pruning_ratio=ratio, allocation="uniform", prune_heads=True)
+    pruned = prune(load("vit", tiny), config).model
+    for block in range(2):
+        attention = pruned.module.get_submodule(f"blocks.{block}.attn")
+        assert (attention.num_heads, attention.head_dim, attention.attn_dim) == (left, 64, 64 * left)
+        assert attention.qkv.out_features == 3 * 64 * left
+
+
+def test_heads_go_in_equal_shares_only() -> None:
+    with pytest.raises(ValueError, match="prune_heads takes the same share of every attention"):
+        PruneConfig(pruning_ratio=0.5, prune_heads=True)
+
+
 def test_what_does_not_run_when_narrower_is_named(tiny: str) -> None:
     model = load_torch_model(f"{tiny}:keeps_a_width", input_shape=(1, 8, 8))
     with pytest.raises(ToolError, match=r"does not run with fewer channels, in its module '1'.*--ignore 1$"):
         prune(model, PruneConfig(pruning_ratio=0.5))
+    rest = load_torch_model(f"{tiny}:keeps_a_width,depth=2", input_shape=(1, 8, 8))
+    assert prune(rest, PruneConfig(pruning_ratio=0.5, ignore=("1",))).report.layers
