@@ -4,8 +4,8 @@ DepGraph: https://arxiv.org/abs/2301.12900
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
@@ -15,6 +15,7 @@ import torch_pruning
 from torch import nn
 
 from compress.attention_heads import fit_attention, split_projections
+from compress.left_whole import left_whole
 from compress.recurrent_channels import RECURRENT, RecurrentPruner, opaque_recurrence
 from core.errors import ToolError
 from core.pruning_plan import drop
@@ -125,69 +126,104 @@ def cut_groups(
     if ratios:
         own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)
         _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)
-    _require_runs(replace(model, module=module.eval()), settings.ignored)
-    return module
+    return module.eval()
 
 
-def make_pruner(module: nn.Module, model: TorchModel, settings: CutSettings, **more: Any) -> Any:
-    """Make torch-pruning's pruner of a module."""
+@contextmanager
+def pruner_of(module: nn.Module, model: TorchModel, settings: CutSettings, **more: Any) -> Iterator[Any]:
+    """Yield torch-pruning's pruner of a module."""
     present = dict(module.named_modules())
     importance = IMPORTANCES[settings.importance]()
 
     def protecting(group: Any) -> torch.Tensor | None:
         scores = importance(group)
-        return (
-            scores
-            if scores is None
-            else _protect(scores, pruner._get_channel_groups(group), settings.max_pruning_ratio)
-        )
+        if scores is None:
+            return None
+        return _protect(scores, pruner._get_channel_groups(group), settings.max_pruning_ratio)
 
-    with opaque_recurrence(module):
-        pruner = torch_pruning.pruner.BasePruner(
-            module,
-            example_inputs(model, 2),
-            importance=protecting,
-            global_pruning=settings.scope != "uniform",
-            isomorphic=settings.scope == "isomorphic",
-            max_pruning_ratio=settings.max_pruning_ratio,
-            ignored_layers=[present[path] for path in settings.ignored if path in present],
-            round_to=settings.round_to if settings.round_to > 1 else None,
-            # the library's defaults are one mutable dictionary that all pruners of a process would share
-            in_channel_groups={},
-            out_channel_groups={},
-            num_heads=split_projections(module),
-            root_module_types=list(PRUNED_LAYERS),
-            customized_pruners={kind: RecurrentPruner() for kind in RECURRENT},
-            **more,
-        )
-    return pruner
+    with left_whole(module, settings.ignored) as whole:
+        with opaque_recurrence(module):
+            pruner = torch_pruning.pruner.BasePruner(
+                module,
+                example_inputs(model, 2),
+                importance=protecting,
+                global_pruning=settings.scope != "uniform",
+                isomorphic=settings.scope == "isomorphic",
+                max_pruning_ratio=settings.max_pruning_ratio,
+                ignored_layers=[present[path] for path in settings.ignored if path in present],
+                round_to=settings.round_to if settings.round_to > 1 else None,
+                # the library's defaults are one mutable dictionary that all pruners of a process would share
+                in_channel_groups={},
+                out_channel_groups={},
+                num_heads=split_projections(module),
+                root_module_types=list(PRUNED_LAYERS),
+                customized_pruners={kind: RecurrentPruner() for kind in RECURRENT} | whole,
+                **more,
+            )
+        yield pruner
 
 
 def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module, **more: Any) -> None:
     torch.manual_seed(settings.seed)
     try:
-        pruner = make_pruner(module, model, settings, **more)
-        for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
-            pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
-            pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
-        pruner.step()
-        fit_attention(original, module, pruner.num_heads, lambda whole: whole(*example_inputs(model, 2)))
+        with pruner_of(module, model, settings, **more) as pruner:
+            _require_followed(pruner, model)
+            for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
+                pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
+                pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
+            pruner.step()
+            heads = dict(pruner.num_heads)
+        fit_attention(original, module, heads, lambda whole: whole(*example_inputs(model, 2)))
+    except ToolError:
+        raise
     except Exception as error:
         raise cannot_follow(original, model, error) from error
-    _require_runs(replace(model, module=module.eval()), settings.ignored)
-
-
-def _require_runs(model: TorchModel, ignored: Sequence[str]) -> None:
-    """Raise `ToolError` where a cut module does not run, with what to leave whole so that it does."""
     try:
-        forward_once(model)
+        forward_once(replace(model, module=module.eval()))
     except ForwardError as error:
-        path = error.path
-        while path in ignored:
-            path = path.rpartition(".")[0]
+        raise _needs_its_width(original, model, settings, error) from error
+
+
+def _require_followed(pruner: Any, model: TorchModel) -> None:
+    """Raise `ToolError` where channels that are to go together are not those that a layer has: all such groups."""
+    lost = [group for group in groups_of(pruner) if not all(_has(pruner.DG, item) for item in group.items)]
+    if lost:
         raise ToolError(
-            f"{model.name} does not run with fewer channels, {error}; leave that whole with --ignore {path or 'MODULE'}"
-        ) from error
+            f"torch-pruning loses track of the channels of {model.name} that come from "
+            f"{', '.join(_root(pruner, group) for group in lost)}; leave them whole with "
+            + " ".join(f"--ignore {_root(pruner, group)}" for group in lost)
+        )
+
+
+def groups_of(pruner: Any) -> Iterator[Any]:
+    """Yield the groups of channels that a pruner may narrow; those of attention from where heads are told apart."""
+    for group in pruner.DG.get_all_groups(
+        ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
+    ):
+        of_attention, _ = pruner._is_atten_group(group)
+        found = pruner._downstream_node_as_root_if_attention(group) if of_attention else group
+        if found is not None:
+            yield found
+
+
+def _has(graph: Any, item: Any) -> bool:
+    is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
+    width = (graph.get_out_channels if is_output else graph.get_in_channels)(item.dep.target)
+    return width is None or not item.idxs or max(item.idxs) < width
+
+
+def _root(pruner: Any, group: Any) -> str:
+    return str(pruner.DG._module2name[group.items[0].dep.target.module])
+
+
+def _needs_its_width(original: nn.Module, model: TorchModel, settings: CutSettings, error: ForwardError) -> ToolError:
+    """Return the error that names the module that fails when it is narrower, and what keeps it as it is."""
+    path = error.path
+    while path and (path in settings.ignored or list(original.get_submodule(path).parameters(recurse=False))):
+        path = path.rpartition(".")[0]  # of a layer alone only the outputs would stay
+    return ToolError(
+        f"{model.name} does not run with fewer channels, {error}; leave that whole with --ignore {path or 'MODULE'}"
+    )
 
 
 def cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
@@ -225,7 +261,8 @@ def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) ->
 def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     """Trace a submodule alone, with inputs that carry a gradient as they do inside the whole."""
     tracked = tuple(
-        one.detach().requires_grad_(one.is_floating_point()) if isinstance(one, torch.Tensor) else one for one in inputs
+        one.detach().requires_grad_(one.is_floating_point()).clone() if isinstance(one, torch.Tensor) else one
+        for one in inputs
     )
     pruners = {kind: RecurrentPruner() for kind in RECURRENT}
     with redirect_stdout(StringIO()), opaque_recurrence(module):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.channel_cut import CutSettings, cannot_follow, make_pruner
+from compress.channel_cut import CutSettings, cannot_follow, groups_of, pruner_of
 from compress.recurrent_channels import RECURRENT, rows_of_units
 from core.torch_model import TorchModel
 
@@ -47,19 +47,14 @@ def channel_groups(module: nn.Module, model: TorchModel, settings: CutSettings) 
         ToolError: torch-pruning cannot follow the module.
     """
     torch.manual_seed(settings.seed)
+    found = []
     try:
-        pruner = make_pruner(module, model, settings)
-        graph = pruner.DG
-        found = []
-        for group in graph.get_all_groups(
-            ignored_layers=pruner.ignored_layers, root_module_types=pruner.root_module_types
-        ):
-            if pruner._is_atten_group(group)[0]:
-                group = pruner._downstream_node_as_root_if_attention(group)  # heads are told apart from there
-            scores = pruner.estimate_importance(group) if group is not None else None
-            if scores is not None:
-                num_groups = pruner._get_channel_groups(group)
-                found.append(_group(group, graph, scores.view(num_groups, -1).mean(0), len(scores) // num_groups))
+        with pruner_of(module, model, settings) as pruner:
+            for group in groups_of(pruner):
+                scores = pruner.estimate_importance(group)
+                if scores is not None:
+                    num_sets = len(scores) // pruner._get_channel_groups(group)
+                    found.append(_group(group, pruner.DG, scores.view(-1, num_sets).mean(0), num_sets))
     except Exception as error:
         raise cannot_follow(module, model, error) from error
     return tuple(one for one in found if one.width > 1 and one.outputs)

@@ -11,6 +11,8 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from compress.one_operation import as_one_operation
+
 RECURRENT = (nn.LSTM, nn.GRU)
 
 
@@ -59,20 +61,10 @@ def opaque_recurrence(module: nn.Module) -> Iterator[None]:
     with ExitStack() as hooks:
         for child in module.modules():
             if isinstance(child, RECURRENT):
-                hooks.enter_context(child.register_forward_hook(_as_one_operation))
+                hooks.enter_context(
+                    child.register_forward_hook(lambda _, inputs, output: as_one_operation(inputs[:1], output))
+                )
         yield
-
-
-def _as_one_operation(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-    states = output[1] if isinstance(output[1], tuple) else (output[1],)
-    sequence, *states = _Recurrence.apply(inputs[0], *(one.detach() for one in (output[0], *states)))
-    return sequence, tuple(states) if isinstance(output[1], tuple) else states[0]
-
-
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, inputs: Tensor, *outputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(one.clone() for one in outputs)
 
 
 def _directions(layer: Any) -> int:
