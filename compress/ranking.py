@@ -29,7 +29,7 @@ class RankingConfig:
             (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
             or ``random``.
         max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
-        ignore: Paths of modules to leave whole; the classifier always is.
+        ignore: Paths of modules to leave whole, blocks with their inputs; the classifier always is.
         sensitivity_samples: Samples that damage is measured on.
         seed: Seeds the choice among equals.
     """

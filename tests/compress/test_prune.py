@@ -140,6 +140,16 @@ def test_the_module_that_cannot_be_followed_is_named(tiny: str) -> None:
     model = load_torch_model(f"{tiny}:gradientless", input_shape=(1, 8, 8))
     with pytest.raises(ToolError, match=r"cannot follow .*gradientless in its module '1\.1'.*--ignore 1\.1"):
         prune(model, PruneConfig(pruning_ratio=0.5))
+    around = prune(model, PruneConfig(pruning_ratio=0.5, ignore=("1.1",))).report
+    assert [layer.name for layer in around.layers] == ["4.conv1"]  # what it reads and what it makes stays
+
+
+def test_an_ignored_block_keeps_its_inputs_and_an_ignored_layer_its_outputs(trained: TorchModel, tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:deep", input_shape=(1, 8, 8))
+    block = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform", ignore=("blocks.2",)))
+    assert {layer.name for layer in block.report.layers} == {f"blocks.{index}.conv1" for index in (0, 1, 3, 4, 5)}
+    layer = prune(trained, PruneConfig(pruning_ratio=0.5, allocation="uniform", ignore=("3.conv1",)))
+    assert (layer.model.module[3].conv1.in_channels, layer.model.module[3].conv1.out_channels) == (8, 16)
 
 
 def test_a_model_whose_classifier_cannot_be_told_asks_for_it(tiny: str, digits: Data) -> None:
@@ -184,3 +194,9 @@ def test_taylor_without_data_says_so(trained: TorchModel) -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PruneConfig(**values)
+
+
+def test_channels_that_torch_pruning_loses_track_of_are_named(tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:reads_a_half_twice", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"loses track of the channels of .*that come from inner.*--ignore inner$"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
