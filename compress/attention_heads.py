@@ -42,16 +42,15 @@ def fit_attention(
         heads: The projections -> how many heads each has now.
         run: Runs a whole once.
     """
-    narrower = []
+    present, narrower = dict(module.named_modules()), []
     for path, attention, before, layers in _attentions(original):
-        now = module.get_submodule(path)
-        old, parts = next(iter(layers))
+        old, parts = layers[0]
         name = next(name for name, layer in attention.named_children() if layer is old)
-        layer: Any = now.get_submodule(name)
-        if layer.weight.shape == old.weight.shape or layer not in heads:
+        layer: Any = present.get(f"{path}.{name}".lstrip("."))  # none where a block was left out
+        if layer is None or layer not in heads or layer.weight.shape == old.weight.shape:
             continue
         width, count = layer.weight.shape[0] // parts, heads[layer]
-        _set_attributes(now, count, width)
+        _set_attributes(present[path], count, width)
         ratio = (width / count) / (old.weight.shape[0] // parts / before)
         if ratio != 1:
             narrower.append((path, ratio))

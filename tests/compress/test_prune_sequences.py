@@ -81,6 +81,17 @@ def test_whole_heads_go_but_for_one(tiny: str, ratio: float, left: int) -> None:
         assert attention.qkv.out_features == 3 * 64 * left
 
 
+def test_blocks_of_attention_may_be_left_out_while_others_get_narrower(tiny: str) -> None:
+    model = load("vit", tiny)
+    settings = CutSettings(
+        importance="magnitude", scope="latency", round_to=1, max_pruning_ratio=0.9, ignored=("head",), seed=0
+    )
+    cut = cut_groups(model.module, model, settings, {("blocks.0.attn.qkv",): 0.5}, dropped=("blocks.1",))
+    assert isinstance(cut.get_submodule("blocks.1"), torch.nn.Identity)
+    assert cut.get_submodule("blocks.0.attn").head_dim == 32
+    assert cut(*example_inputs(model, 2)).shape == (2, 10)
+
+
 def test_heads_go_in_equal_shares_only() -> None:
     with pytest.raises(ValueError, match="prune_heads takes the same share of every attention"):
         PruneConfig(pruning_ratio=0.5, prune_heads=True)
