@@ -224,14 +224,22 @@ def round_spread(rounds_ms: Sequence[FloatArray]) -> float:
     return float(np.median(np.abs(medians / np.median(medians) - 1)))
 
 
-def measure_pair(baseline: OnnxModel, candidate: OnnxModel, *, provider: str, threads: int, batch_size: int) -> Timed:
-    """Time two models in interleaved runs, until their ratio is known to 1.5 %.
+def measure_pair(
+    baseline: OnnxModel,
+    candidate: OnnxModel,
+    *,
+    provider: str,
+    threads: int,
+    batch_size: int,
+    precision: float = 0.015,
+) -> Timed:
+    """Time two models in interleaved runs, until their ratio is known to the precision or 20 rounds are over.
 
     Raises:
         ToolError: A model cannot run there.
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
-    found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=40, precision=0.015, max_seconds=60))
+    found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=20, precision=precision, max_seconds=60))
     first, second = (_p50_ms(one) for one in found.rounds_ms)
     return Timed(first, second, speedup(*found.rounds_ms).ratio)
 

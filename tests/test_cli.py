@@ -101,18 +101,18 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
     for arguments in (
         ["finetune", f"{tiny}:cnn,width=32", "--data", "digits", "-o", "teacher", *quick],
         ["distill", f"{tiny}:cnn", "--teacher", "teacher", "--data", "digits", "-o", "student", *quick],
-        ["prune", "student", "--pruning-ratio", 0.25, "--data", "digits", "-o", "pruned", "-q"],
+        ["prune", "student", "--pruning-ratio", 0.25, "--threads", 1, "--data", "digits", "-o", "pruned", "-q"],
         ["distill", "pruned", "--teacher", "teacher", "--data", "digits", "-o", "recovered", *quick],
         ["export", "recovered", "-o", "float32.onnx", "-q"],
         ["verify", "float32.onnx", "--reference", "recovered", "-q"],
-        ["quantize", "float32.onnx", "--data", "digits", "-o", "int8.onnx", "-q"],
+        ["quantize", "float32.onnx", "--threads", 1, "--data", "digits", "-o", "int8.onnx", "-q"],
         ["inspect", "int8.onnx"],
     ):
         result = onnxpress(*arguments)
         assert result.exit_code == 0, result.output
     assert "finetune" not in result.stdout.split("history")[1]
     assert "distill, prune, distill, export, quantize" in result.stdout
-    quick = ["--iterations", 20, "--max-seconds", 0.3]
+    quick = ["--iterations", 20, "--max-seconds", 0.3, "--threads", 1]
     result = onnxpress("bench", "float32.onnx", "int8.onnx", "--data", "digits", *quick, "--json")
     rows = json.loads(result.stdout)["rows"]
     assert [row["name"] for row in rows] == ["float32.onnx", "int8.onnx"]

@@ -28,7 +28,9 @@ def load(name: str, tiny: str) -> TorchModel:
     return load_torch_model(MODELS[name].format(tiny=tiny), input_shape=SHAPES.get(name, (1, 8, 8)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "gru" in name or "deep" in name else ()) for name in MODELS]
+)
 def test_a_half_goes_and_the_rest_exports_and_rebuilds(name: str, tiny: str, tmp_path: Path) -> None:
     model = load(name, tiny)
     pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform")).model
