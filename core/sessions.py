@@ -18,7 +18,8 @@ from core.references import missing_path
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FloatArray = npt.NDArray[np.float32]
 
-onnxruntime.set_default_logger_severity(3)  # errors only: its warnings are about its own graph rewriting
+ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
+onnxruntime.set_default_logger_severity(ERROR)  # its warnings are about its own graph rewriting
 
 
 def provider_name(provider: str) -> str:
@@ -76,6 +77,7 @@ def open_session(
     if name == PROVIDERS["cuda"]:
         with redirect_stdout(io.StringIO()):  # it prints what it does not find
             onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
+        onnxruntime.set_default_logger_severity(FATAL)  # what it cannot load is said below, in one line
     try:
         settings = {"device_id": local_rank()} if name == PROVIDERS["cuda"] else {}
         session = onnxruntime.InferenceSession(path, options, providers=[(name, settings)])
@@ -83,6 +85,8 @@ def open_session(
         if not _is_onnxruntime_error(error):
             raise
         raise ToolError(f"ONNX Runtime cannot load {path} on {provider}: {error}") from error
+    finally:
+        onnxruntime.set_default_logger_severity(ERROR)
     if session.get_providers()[0] != name:
         raise ToolError(f"provider {provider!r} cannot be used: {_why_not(name)}")
     return session
