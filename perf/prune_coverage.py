@@ -8,10 +8,10 @@ through.
 """
 
 import argparse
-import gc
 import json
 import logging
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -36,6 +36,7 @@ from export.to_onnx import ExportConfig, export
 LEAST_SHARE = 0.9
 RATIO = 1 / 3
 ATTEMPTS = 24
+LIMIT_SECONDS = 300
 ATOL = 1e-3  # random weights round off more than trained ones do
 FAMILIES: dict[str, tuple[str, ...]] = {
     "residual": (
@@ -165,7 +166,7 @@ def _once(model: str, runs: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
     if found.get("key") == key:
         return found
-    found = {"key": key, "commit": commit(), **_tried(model)}
+    found = {"key": key, "commit": commit(), **_tried_apart(model)}
     print(f"{model}: {found['failed'] or 'ok'}, {found['seconds']:.0f} s", file=sys.stderr)
     runs.mkdir(parents=True, exist_ok=True)
     with whole_file(note) as part:
@@ -173,9 +174,26 @@ def _once(model: str, runs: Path) -> dict[str, Any]:
     return found
 
 
+def _tried_apart(model: str) -> dict[str, Any]:
+    """Try a model in a process of its own, which may take long or die."""
+    command = [sys.executable, __file__, "--only", model]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {**_nothing(model), "failed": f"not done after {LIMIT_SECONDS} s", "seconds": LIMIT_SECONDS}
+    if done.returncode:
+        return {**_nothing(model), "failed": f"the process ended with {done.returncode}", "seconds": 0.0}
+    row: dict[str, Any] = json.loads(done.stdout)
+    return row
+
+
+def _nothing(model: str) -> dict[str, Any]:
+    return {"model": model, "ignored": [], "params_ratio": None, "macs_ratio": None, "failed": None}
+
+
 def _tried(name: str) -> dict[str, Any]:
     started = time.monotonic()
-    row: dict[str, Any] = {"model": name, "ignored": [], "params_ratio": None, "macs_ratio": None, "failed": None}
+    row = _nothing(name)
     try:
         model = load_torch_model(name, None, None, seed=0)
         _fit_batch_norm(model)
@@ -189,7 +207,6 @@ def _tried(name: str) -> dict[str, Any]:
         row["failed"] = str(error)
     except Exception as error:  # a bug is one of the answers
         row["failed"] = f"{type(error).__name__}: {error}"
-    gc.collect()
     return {**row, "seconds": time.monotonic() - started}
 
 
