@@ -18,8 +18,6 @@ FUSED = {"qkv": 3, "kv": 2, "to_qkv": 3}  # a projection that makes several at o
 APART = ("q", "k", "v", "query", "key", "value", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v")
 HEAD_WIDTHS = ("head_dim", "dim_head", "attention_head_size", "d_head")
 WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "all_head_dim")
-
-
 QUERIES = ("qkv", "to_qkv", "q", "query", "q_proj", "to_q")
 
 

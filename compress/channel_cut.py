@@ -130,8 +130,14 @@ def cut_groups(
 
 
 @contextmanager
-def pruner_of(module: nn.Module, model: TorchModel, settings: CutSettings, **more: Any) -> Iterator[Any]:
-    """Yield torch-pruning's pruner of a module."""
+def pruner_of(
+    module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module, **more: Any
+) -> Iterator[Any]:
+    """Yield torch-pruning's pruner of a module that is `original`, or a copy of it.
+
+    Raises:
+        ToolError: torch-pruning cannot follow the module, there or in what is done with the pruner.
+    """
     present = dict(module.named_modules())
     importance = IMPORTANCES[settings.importance]()
 
@@ -141,43 +147,43 @@ def pruner_of(module: nn.Module, model: TorchModel, settings: CutSettings, **mor
             return None
         return _protect(scores, pruner._get_channel_groups(group), settings.max_pruning_ratio)
 
-    with left_whole(module, settings.ignored) as whole:
-        with opaque_recurrence(module):
-            pruner = torch_pruning.pruner.BasePruner(
-                module,
-                example_inputs(model, 2),
-                importance=protecting,
-                global_pruning=settings.scope != "uniform",
-                isomorphic=settings.scope == "isomorphic",
-                max_pruning_ratio=settings.max_pruning_ratio,
-                ignored_layers=[present[path] for path in settings.ignored if path in present],
-                round_to=settings.round_to if settings.round_to > 1 else None,
-                # the library's defaults are one mutable dictionary that all pruners of a process would share
-                in_channel_groups={},
-                out_channel_groups={},
-                num_heads=split_projections(module),
-                root_module_types=list(PRUNED_LAYERS),
-                customized_pruners={kind: RecurrentPruner() for kind in RECURRENT} | whole,
-                **more,
-            )
-        yield pruner
+    try:
+        with left_whole(module, settings.ignored) as whole:
+            with opaque_recurrence(module):
+                pruner = torch_pruning.pruner.BasePruner(
+                    module,
+                    example_inputs(model, 2),
+                    importance=protecting,
+                    global_pruning=settings.scope != "uniform",
+                    isomorphic=settings.scope == "isomorphic",
+                    max_pruning_ratio=settings.max_pruning_ratio,
+                    ignored_layers=[present[path] for path in settings.ignored if path in present],
+                    round_to=settings.round_to if settings.round_to > 1 else None,
+                    # the library's defaults are one mutable dictionary that all pruners of a process would share
+                    in_channel_groups={},
+                    out_channel_groups={},
+                    num_heads=split_projections(module),
+                    root_module_types=list(PRUNED_LAYERS),
+                    customized_pruners={kind: RecurrentPruner() for kind in RECURRENT} | whole,
+                    **more,
+                )
+            _require_followed(pruner, model)
+            yield pruner
+    except ToolError:
+        raise
+    except Exception as error:
+        raise _cannot_follow(original, model, error) from error
 
 
 def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module, **more: Any) -> None:
     torch.manual_seed(settings.seed)
-    try:
-        with pruner_of(module, model, settings, **more) as pruner:
-            _require_followed(pruner, model)
-            for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
-                pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
-                pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
-            pruner.step()
-            heads = dict(pruner.num_heads)
-        fit_attention(original, module, heads, lambda whole: whole(*example_inputs(model, 2)))
-    except ToolError:
-        raise
-    except Exception as error:
-        raise cannot_follow(original, model, error) from error
+    with pruner_of(module, model, settings, original, **more) as pruner:
+        for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
+            pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
+            pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
+        pruner.step()
+        heads = dict(pruner.num_heads)
+    fit_attention(original, module, heads, lambda whole: whole(*example_inputs(model, 2)))
     try:
         forward_once(replace(model, module=module.eval()))
     except ForwardError as error:
@@ -226,7 +232,7 @@ def _needs_its_width(original: nn.Module, model: TorchModel, settings: CutSettin
     )
 
 
-def cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
+def _cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
     """Return the error that names the module that torch-pruning cannot follow, and what to do."""
     where = failing_module(original, example_inputs(model, 2), _trace)
     return ToolError(

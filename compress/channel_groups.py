@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compress.channel_cut import CutSettings, cannot_follow, groups_of, pruner_of
+from compress.channel_cut import CutSettings, groups_of, pruner_of
 from compress.recurrent_channels import RECURRENT, rows_of_units
 from core.torch_model import TorchModel
 
@@ -48,15 +48,12 @@ def channel_groups(module: nn.Module, model: TorchModel, settings: CutSettings) 
     """
     torch.manual_seed(settings.seed)
     found = []
-    try:
-        with pruner_of(module, model, settings) as pruner:
-            for group in groups_of(pruner):
-                scores = pruner.estimate_importance(group)
-                if scores is not None:
-                    num_sets = len(scores) // pruner._get_channel_groups(group)
-                    found.append(_group(group, pruner.DG, scores.view(-1, num_sets).mean(0), num_sets))
-    except Exception as error:
-        raise cannot_follow(module, model, error) from error
+    with pruner_of(module, model, settings, module) as pruner:
+        for group in groups_of(pruner):
+            scores = pruner.estimate_importance(group)
+            if scores is not None:
+                num_sets = len(scores) // pruner._get_channel_groups(group)
+                found.append(_group(group, pruner.DG, scores.view(-1, num_sets).mean(0), num_sets))
     return tuple(one for one in found if one.width > 1 and one.outputs)
 
 

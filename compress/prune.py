@@ -1,7 +1,7 @@
 """Remove channels and blocks, to a share, to fewer MACs or parameters, or to a latency measured on ONNX Runtime."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from core.history import step
 from core.measuring import Measuring, Timed
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
-from core.pruning_plan import PruningPlan, architecture, difference
+from core.pruning_plan import architecture, combined, difference
 from core.result import Report, Result
 from core.torch_model import TorchModel, num_params, torch_digest
 
@@ -184,7 +184,7 @@ def prune(
     pruned = replace(
         model,
         module=module,
-        plan=_combined(model.plan, architecture(model.module), module),
+        plan=combined(model.plan, difference(architecture(model.module), architecture(module))),
         history=(
             *model.history,
             step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint if data else None),
@@ -387,23 +387,6 @@ def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[
     cut = accuracy(*predict(pruned, data, "validation"))
     re_estimate_batch_norm(pruned.module, data.split("train"), model.preprocessing, BATCH_NORM_SAMPLES)
     return before, cut, accuracy(*predict(pruned, data, "validation"))
-
-
-def _combined(earlier: PruningPlan | None, before: PruningPlan, module: nn.Module) -> PruningPlan:
-    """Add what pruning changed now to what it changed earlier; both are measured from the source."""
-    now = difference(before, architecture(module))
-    if earlier is None:
-        return now
-    dropped = (*earlier.dropped, *now.dropped)
-    attributes = {path: values for path, values in earlier.attributes.items() if not _inside(path, dropped)}
-    for path, values in now.attributes.items():
-        attributes[path] = attributes.get(path, {}) | values
-    shapes = {name: shape for name, shape in (earlier.shapes | now.shapes).items() if not _inside(name, dropped)}
-    return PruningPlan(attributes=attributes, shapes=shapes, dropped=dropped)
-
-
-def _inside(path: str, blocks: Sequence[str]) -> bool:
-    return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
 
 def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]:

@@ -51,6 +51,18 @@ def difference(original: PruningPlan, pruned: PruningPlan) -> PruningPlan:
     )
 
 
+def combined(earlier: PruningPlan | None, now: PruningPlan) -> PruningPlan:
+    """Add what pruning changed now to what it changed earlier: a plan from the source."""
+    if earlier is None:
+        return now
+    dropped = (*earlier.dropped, *now.dropped)
+    attributes = {path: values for path, values in earlier.attributes.items() if not _inside(path, dropped)}
+    for path, values in now.attributes.items():
+        attributes[path] = attributes.get(path, {}) | values
+    shapes = {name: shape for name, shape in (earlier.shapes | now.shapes).items() if not _inside(name, dropped)}
+    return PruningPlan(attributes=attributes, shapes=shapes, dropped=dropped)
+
+
 def replay(module: nn.Module, plan: PruningPlan) -> None:
     """Turn the freshly built original into the pruned architecture, in place; changed tensors are left unset.
 
@@ -86,6 +98,10 @@ def drop(module: nn.Module, paths: Sequence[str]) -> None:
         if path not in dict(module.named_modules()):
             raise _changed_since(f"the module {path!r}")
         module.set_submodule(path, nn.Identity())
+
+
+def _inside(path: str, blocks: Sequence[str]) -> bool:
+    return any(path == block or path.startswith(f"{block}.") for block in blocks)
 
 
 def _changed_since(named: str) -> ToolError:
