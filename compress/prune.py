@@ -1,7 +1,6 @@
 """Remove channels and blocks, to a share, to fewer MACs or parameters, or to a latency measured on ONNX Runtime."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
@@ -9,14 +8,15 @@ from pydantic import BaseModel
 from torch import nn
 
 from compress.batch_norm import re_estimate_batch_norm
-from compress.channel_cut import CutSettings, cut_share
-from compress.latency_search import SearchStep, search_latency
+from compress.channel_cut import CutSettings
+from compress.cut_to_target import cut_to_size, cut_to_speed, size_reach
+from compress.latency_search import SearchStep
 from compress.ranking import RankingConfig, prepare_ranking
 from core.data import Data
 from core.describe import num_macs
-from core.errors import GateMissedError, ToolError, require
+from core.errors import ToolError, require
 from core.history import step
-from core.measuring import Measuring, Timed
+from core.measuring import Measuring
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import architecture, combined, difference
@@ -26,10 +26,8 @@ from core.torch_model import TorchModel, num_params, torch_digest
 logger = logging.getLogger(__name__)
 
 BATCH_NORM_SAMPLES = 2048
-BISECTION_STEPS = 9
 TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
 MEASURED_TARGETS = ("speedup", "latency_ms")
-WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,9 +174,20 @@ def prune(
     own_ms = _own_ms(model, config, measuring)
     target = _own_target(model, baseline, config, measuring, own_ms)
     if measuring is not None and own_ms is not None:
-        cut = _cut_to_speed(original, model, config, settings, target, own_ms, data, measuring, progress)
+        cut = cut_to_speed(
+            original,
+            model,
+            settings,
+            target,
+            own_ms,
+            data,
+            measuring,
+            num_samples=config.sensitivity_samples,
+            drop_blocks=config.drop_blocks,
+            progress=progress,
+        )
     else:
-        cut = _cut_to_size(original, model, config, settings, target, progress)
+        cut = cut_to_size(original, model, settings, config.target, target, progress)
     module = cut.module
     module.zero_grad(set_to_none=True)
     pruned = replace(
@@ -221,63 +230,6 @@ def prune(
     return Result(pruned, report)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cut:
-    module: nn.Module
-    ratio: float | None = None
-    dropped: tuple[str, ...] = ()
-    search: tuple[SearchStep, ...] = ()
-    timed: Timed | None = None
-
-
-def _cut_to_size(
-    original: nn.Module,
-    model: TorchModel,
-    config: PruneConfig,
-    settings: CutSettings,
-    target: float,
-    progress: Progress,
-) -> _Cut:
-    """Remove a share of the channels, or as many as the model is to be smaller by."""
-    if config.target == "pruning_ratio":
-        return _Cut(module=cut_share(original, model, settings, target), ratio=target)
-    ratio, module = _bisect(
-        original, model, settings, _reach(config.target, model), target, WORDS[config.target], progress
-    )
-    return _Cut(module=module, ratio=ratio)
-
-
-def _cut_to_speed(
-    original: nn.Module,
-    model: TorchModel,
-    config: PruneConfig,
-    settings: CutSettings,
-    speedup: float,
-    own_ms: float,
-    data: Data | None,
-    measuring: Measuring,
-    progress: Progress,
-) -> _Cut:
-    """Remove what makes the model so much faster than it is."""
-    if settings.scope != "latency":
-        return _cut_by_stopwatch(original, model, settings, speedup, measuring, progress)
-    if data is None:
-        raise ToolError("the latency allocation measures damage on samples; give --data")
-    found = search_latency(
-        original,
-        model,
-        settings,
-        speedup,
-        data.split("train"),
-        measuring,
-        model_ms=own_ms,
-        num_samples=config.sensitivity_samples,
-        drop_blocks=config.drop_blocks,
-        progress=progress,
-    )
-    return _Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
-
-
 def _own_ms(model: TorchModel, config: PruneConfig, measuring: Measuring | None) -> float | None:
     """Return what the model takes as it is; None where the target is not measured."""
     if config.target not in MEASURED_TARGETS:
@@ -305,75 +257,12 @@ def _own_target(
     if measuring is not None and config.target == "speedup":
         reached = measuring.models(baseline, model).speedup
     else:
-        reached = _reach(config.target, baseline)(model.module)
+        reached = size_reach(config.target, baseline)(model.module)
     if reached >= target:
         raise ToolError(
             f"the model is at {reached:.2f}x its baseline as it is; {config.target} {target:g} asks for nothing to go"
         )
     return target / reached
-
-
-def _reach(target: str, model: TorchModel) -> Callable[[nn.Module], float]:
-    """Return the function that says by what factor a cut module is smaller."""
-    if target == "macs_ratio":
-        macs = num_macs(model, model.module)
-        return lambda module: macs / num_macs(model, module)
-    params = num_params(model.module)
-    return lambda module: params / num_params(module)
-
-
-def _cut_by_stopwatch(
-    original: nn.Module,
-    model: TorchModel,
-    settings: CutSettings,
-    speedup: float,
-    measuring: Measuring,
-    progress: Progress,
-) -> _Cut:
-    """Bisect the share of channels for a measured speedup."""
-    timed: dict[nn.Module, Timed] = {}
-    steps: list[SearchStep] = []
-
-    def reach(module: nn.Module) -> float:
-        timed[module] = measuring.models(model, replace(model, module=module))
-        steps.append(
-            SearchStep(predicted_speedup=None, measured_speedup=timed[module].speedup, params=num_params(module))
-        )
-        return timed[module].speedup
-
-    ratio, module = _bisect(original, model, settings, reach, speedup, WORDS["speedup"], progress)
-    return _Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
-
-
-def _bisect(
-    original: nn.Module,
-    model: TorchModel,
-    settings: CutSettings,
-    reach: Callable[[nn.Module], float],
-    target: float,
-    words: str,
-    progress: Progress,
-) -> tuple[float, nn.Module]:
-    """Bisect the pruning ratio for the least cut that reaches the target."""
-    low, high = 0.0, 1.0
-    best: tuple[float, nn.Module] | None = None
-    closest = 0.0
-    for attempt in range(BISECTION_STEPS):
-        middle = (low + high) / 2
-        module = cut_share(original, model, settings, middle)
-        reached = reach(module)
-        closest = max(closest, reached)
-        if reached >= target:
-            high, best = middle, (middle, module)
-        else:
-            low = middle
-        progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
-    if best is None:
-        raise GateMissedError(
-            f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
-            f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
-        )
-    return best
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:

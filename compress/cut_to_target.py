@@ -1,0 +1,149 @@
+"""How much to cut for a target: a share of channels, fewer MACs or parameters, or a speed that is measured."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from compress.channel_cut import CutSettings, cut_share
+from compress.latency_search import SearchStep, search_latency
+from core.data import Data
+from core.describe import num_macs
+from core.errors import GateMissedError, ToolError
+from core.measuring import Measuring, Timed
+from core.progress import Progress
+from core.torch_model import TorchModel, num_params
+
+BISECTION_STEPS = 9
+WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A module with less in it, and how that was found."""
+
+    module: nn.Module
+    ratio: float | None = None
+    dropped: tuple[str, ...] = ()
+    search: tuple[SearchStep, ...] = ()
+    timed: Timed | None = None
+
+
+def cut_to_size(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    kind: str,
+    target: float,
+    progress: Progress,
+) -> Cut:
+    """Remove a share of the channels, or as many as the model is to be smaller by.
+
+    Raises:
+        GateMissedError: The target cannot be reached within the settings' `max_pruning_ratio`.
+    """
+    if kind == "pruning_ratio":
+        return Cut(module=cut_share(original, model, settings, target), ratio=target)
+    ratio, module = _bisect(original, model, settings, size_reach(kind, model), target, WORDS[kind], progress)
+    return Cut(module=module, ratio=ratio)
+
+
+def cut_to_speed(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    speedup: float,
+    own_ms: float,
+    data: Data | None,
+    measuring: Measuring,
+    *,
+    num_samples: int,
+    drop_blocks: bool,
+    progress: Progress,
+) -> Cut:
+    """Remove what makes the model, which takes `own_ms`, so much faster than it is.
+
+    Raises:
+        ToolError: The scope is ``latency`` and there is no data.
+        GateMissedError: The target cannot be reached within the settings' `max_pruning_ratio`.
+    """
+    if settings.scope != "latency":
+        return _cut_by_stopwatch(original, model, settings, speedup, measuring, progress)
+    if data is None:
+        raise ToolError("the latency allocation measures damage on samples; give --data")
+    found = search_latency(
+        original,
+        model,
+        settings,
+        speedup,
+        data.split("train"),
+        measuring,
+        model_ms=own_ms,
+        num_samples=num_samples,
+        drop_blocks=drop_blocks,
+        progress=progress,
+    )
+    return Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
+
+
+def size_reach(target: str, model: TorchModel) -> Callable[[nn.Module], float]:
+    """Return the function that says by what factor a cut module is smaller."""
+    if target == "macs_ratio":
+        macs = num_macs(model, model.module)
+        return lambda module: macs / num_macs(model, module)
+    params = num_params(model.module)
+    return lambda module: params / num_params(module)
+
+
+def _cut_by_stopwatch(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    speedup: float,
+    measuring: Measuring,
+    progress: Progress,
+) -> Cut:
+    """Bisect the share of channels for a measured speedup."""
+    timed: dict[nn.Module, Timed] = {}
+    steps: list[SearchStep] = []
+
+    def reach(module: nn.Module) -> float:
+        timed[module] = measuring.models(model, replace(model, module=module))
+        steps.append(
+            SearchStep(predicted_speedup=None, measured_speedup=timed[module].speedup, params=num_params(module))
+        )
+        return timed[module].speedup
+
+    ratio, module = _bisect(original, model, settings, reach, speedup, WORDS["speedup"], progress)
+    return Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
+
+
+def _bisect(
+    original: nn.Module,
+    model: TorchModel,
+    settings: CutSettings,
+    reach: Callable[[nn.Module], float],
+    target: float,
+    words: str,
+    progress: Progress,
+) -> tuple[float, nn.Module]:
+    """Bisect the pruning ratio for the least cut that reaches the target."""
+    low, high = 0.0, 1.0
+    best: tuple[float, nn.Module] | None = None
+    closest = 0.0
+    for attempt in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        module = cut_share(original, model, settings, middle)
+        reached = reach(module)
+        closest = max(closest, reached)
+        if reached >= target:
+            high, best = middle, (middle, module)
+        else:
+            low = middle
+        progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
+    if best is None:
+        raise GateMissedError(
+            f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
+            f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
+        )
+    return best
