@@ -15,8 +15,11 @@ import torch_pruning
 from torch import nn
 
 from compress.attention_heads import fit_attention, split_projections
-from compress.left_whole import left_whole
+from compress.channel_graph import ChannelGraph, ChannelPruner
+from compress.held_widths import fit_widths
+from compress.left_whole import is_layer, left_whole
 from compress.recurrent_channels import RECURRENT, RecurrentPruner, opaque_recurrence
+from compress.split_channels import fit_splits
 from core.errors import ToolError
 from core.pruning_plan import drop
 from core.torch_model import ForwardError, TorchModel, example_inputs, forward_once
@@ -150,7 +153,7 @@ def pruner_of(
     try:
         with left_whole(module, settings.ignored) as whole:
             with opaque_recurrence(module):
-                pruner = torch_pruning.pruner.BasePruner(
+                pruner = ChannelPruner(
                     module,
                     example_inputs(model, 2),
                     importance=protecting,
@@ -182,17 +185,36 @@ def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original:
             pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
             pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
         pruner.step()
+        fit_splits(pruner.DG.splits)
         heads = dict(pruner.num_heads)
     fit_attention(original, module, heads, lambda whole: whole(*example_inputs(model, 2)))
-    try:
-        forward_once(replace(model, module=module.eval()))
-    except ForwardError as error:
-        raise _needs_its_width(original, model, settings, error) from error
+    _run_narrower(module, model, settings, original)
+
+
+def _run_narrower(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module) -> None:
+    """Run the module once, and let those inside that fail know their widths."""
+    told: set[str] = set()
+    while True:
+        try:
+            forward_once(replace(model, module=module.eval()))
+            return
+        except ForwardError as error:
+            path = error.path
+            if path in told or not fit_widths(original.get_submodule(path), module.get_submodule(path)):
+                raise _needs_its_width(original, model, settings, error) from error
+            told.add(path)
 
 
 def _require_followed(pruner: Any, model: TorchModel) -> None:
-    """Raise `ToolError` where channels that are to go together are not those that a layer has: all such groups."""
-    lost = [group for group in groups_of(pruner) if not all(_has(pruner.DG, item) for item in group.items)]
+    """Raise `ToolError` where the graph lacks a layer, or is wrong about channels that are to go together."""
+    unseen = [str(pruner.DG._module2name[layer]) for layer in pruner.DG.unseen]
+    if unseen:
+        raise ToolError(
+            f"{model.name} uses the weights of {', '.join(unseen)} without calling them, where torch-pruning does not "
+            "see it; leave that whole with "
+            + " ".join(f"--ignore {path}" for path in dict.fromkeys(one.rpartition(".")[0] or one for one in unseen))
+        )
+    lost = [group for group in groups_of(pruner) if not pruner.is_followed(group)]
     if lost:
         raise ToolError(
             f"torch-pruning loses track of the channels of {model.name} that come from "
@@ -212,20 +234,17 @@ def groups_of(pruner: Any) -> Iterator[Any]:
             yield found
 
 
-def _has(graph: Any, item: Any) -> bool:
-    is_output = graph.is_out_channel_pruning_fn(item.dep.handler)
-    width = (graph.get_out_channels if is_output else graph.get_in_channels)(item.dep.target)
-    return width is None or not item.idxs or max(item.idxs) < width
-
-
 def _root(pruner: Any, group: Any) -> str:
-    return str(pruner.DG._module2name[group.items[0].dep.target.module])
+    """Return the path of a layer that makes the channels of a group."""
+    makes = pruner.DG.is_out_channel_pruning_fn
+    layers = (item.dep.target.module for item in group.items if makes(item.dep.handler))
+    return str(pruner.DG._module2name[next(one for one in layers if isinstance(one, PRUNED_LAYERS))])
 
 
 def _needs_its_width(original: nn.Module, model: TorchModel, settings: CutSettings, error: ForwardError) -> ToolError:
     """Return the error that names the module that fails when it is narrower, and what keeps it as it is."""
     path = error.path
-    while path and (path in settings.ignored or list(original.get_submodule(path).parameters(recurse=False))):
+    while path and (path in settings.ignored or is_layer(original.get_submodule(path))):
         path = path.rpartition(".")[0]  # of a layer alone only the outputs would stay
     return ToolError(
         f"{model.name} does not run with fewer channels, {error}; leave that whole with --ignore {path or 'MODULE'}"
@@ -272,4 +291,4 @@ def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
     )
     pruners = {kind: RecurrentPruner() for kind in RECURRENT}
     with redirect_stdout(StringIO()), opaque_recurrence(module):
-        torch_pruning.DependencyGraph().build_dependency(module, tracked, customized_pruners=pruners)
+        ChannelGraph().build_dependency(module, tracked, customized_pruners=pruners)

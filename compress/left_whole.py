@@ -36,20 +36,23 @@ class WholePruner(torch_pruning.BasePruningFunc):  # type: ignore[misc]  # torch
         return self.widths[1]
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module has weights and no modules inside."""
+    return not list(module.children()) and bool(list(module.parameters()))
+
+
 @contextmanager
 def left_whole(module: nn.Module, paths: Sequence[str]) -> Iterator[dict[type, WholePruner]]:
     """Let the named modules be one operation each to the tracer, and yield their pruners by class.
 
-    Layers that have weights of their own are not meant here: their outputs stay, and their inputs follow.
+    Layers are not meant here: their outputs stay, and their inputs follow.
 
     Args:
         module: The whole.
         paths: Of modules in it; others are passed over.
     """
     present = dict(module.named_modules())
-    chosen = [
-        one for path in paths if (one := present.get(path)) is not None and not list(one.parameters(recurse=False))
-    ]
+    chosen = [one for path in paths if (one := present.get(path)) is not None and not is_layer(one)]
     with ExitStack() as undo:
         pruners = {}
         for one in chosen:

@@ -171,19 +171,3 @@ def keeps_a_width(num_classes: int = 10, in_chans: int = 1, depth: int = 1) -> n
     later = [nn.Conv2d(16, 16, 1) for _ in range(depth - 1)]
     start = [nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16)]
     return nn.Sequential(*start, *later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
-
-
-def reads_a_half_twice(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
-    """Splits its channels, and adds to one half what it makes of that."""
-
-    class Halves(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.inner = nn.Conv2d(in_chans, 16, 3), nn.Conv2d(8, 8, 3, padding=1)
-            self.head = nn.Linear(16, num_classes)
-
-        def forward(self, x: Tensor) -> Tensor:
-            kept, read = self.stem(x).chunk(2, dim=1)
-            return self.head(torch.cat((kept, read + self.inner(read)), 1).mean((2, 3)))
-
-    return Halves()

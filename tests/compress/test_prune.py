@@ -194,9 +194,3 @@ def test_taylor_without_data_says_so(trained: TorchModel) -> None:
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PruneConfig(**values)
-
-
-def test_channels_that_torch_pruning_loses_track_of_are_named(tiny: str) -> None:
-    model = load_torch_model(f"{tiny}:reads_a_half_twice", input_shape=(1, 8, 8))
-    with pytest.raises(ToolError, match=r"loses track of the channels of .*that come from inner.*--ignore inner$"):
-        prune(model, PruneConfig(pruning_ratio=0.5))
