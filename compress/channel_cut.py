@@ -194,10 +194,11 @@ def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original:
 def _run_narrower(module: nn.Module, model: TorchModel, settings: CutSettings, original: nn.Module) -> None:
     """Run the module once, and let those inside that fail know their widths."""
     told: set[str] = set()
-    while True:
+    runs = False
+    while not runs:
         try:
             forward_once(replace(model, module=module.eval()))
-            return
+            runs = True
         except ForwardError as error:
             path = error.path
             if path in told or not fit_widths(original.get_submodule(path), module.get_submodule(path)):

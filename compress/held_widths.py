@@ -1,9 +1,6 @@
 """Modules that hold a width in an attribute, and use it in their own forward: told the new one where they fail."""
 
-from collections.abc import Iterator
-from typing import Any
-
-from torch import Tensor, nn
+from torch import nn
 
 
 def fit_widths(original: nn.Module, narrower: nn.Module) -> bool:
@@ -20,22 +17,19 @@ def fit_widths(original: nn.Module, narrower: nn.Module) -> bool:
         Whether any was set.
     """
     widths: dict[int, set[int]] = {}
-    for before, after in zip(_tensors(original), _tensors(narrower), strict=True):
-        for old, new in zip(before.shape, after.shape, strict=True):
+    now = _shapes(narrower)
+    for name, shape in _shapes(original).items():
+        for old, new in zip(shape, now.get(name, ()), strict=False):  # a block may have been left out
             widths.setdefault(old, set()).add(new)
-    held: dict[str, Any] = {
-        name: value for name, value in vars(narrower).items() if type(value) is int and value in widths
-    }
-    changed = {
-        name: min(widths[value])
-        for name, value in held.items()
-        if len(widths[value]) == 1 and value not in widths[value]
-    }
-    for name, width in changed.items():
+    told = {}
+    for name, value in vars(narrower).items():
+        present = widths.get(value, set()) if type(value) is int else set()
+        if len(present) == 1 and value not in present:
+            told[name] = min(present)
+    for name, width in told.items():
         setattr(narrower, name, width)
-    return bool(changed)
+    return bool(told)
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    for one in (module, *module.children()):
-        yield from one.parameters(recurse=False)
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(one.shape) for name, one in module.named_parameters() if name.count(".") <= 1}
