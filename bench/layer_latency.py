@@ -7,6 +7,7 @@ in a model, in the kernels that ONNX Runtime chooses there. What was timed is ke
 import json
 import os
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,10 @@ def layer_latencies(
             file = Path(scratch) / "layers.onnx"
             onnx.save(_side_by_side(list(missing.values()), batch_size, types), file)
             nodes = profile(open_onnx(file), provider, threads, batch_size)
-        times = {node.name.split("_")[0]: node.ms for node in nodes if node.name.startswith("layer")}
+        times: dict[str, float] = defaultdict(float)
+        for node in nodes:
+            if node.name.startswith("layer"):
+                times[node.name.split("_")[0]] += node.ms
         known |= {key: times[f"layer{index}"] for index, key in enumerate(missing)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
@@ -94,8 +98,10 @@ def _side_by_side(layers: Sequence[LayerShape], batch_size: int, types: tuple[st
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-def _alone(name: str, layer: LayerShape, batch_size: int, types: tuple[str, str] | None) -> tuple[Any, ...]:
+def _alone(name: str, layer: LayerShape, batch_size: int, types: tuple[str, str] | None) -> Sequence[Any]:
     """Return a layer's nodes, inputs, outputs and constants."""
+    if layer.kind in ("lstm", "gru"):
+        return _recurrent(name, layer)
     is_conv = layer.kind == "conv"
     shape = (batch_size, layer.in_channels, *layer.size) if is_conv else (batch_size, *layer.size, layer.in_channels)
     weight_shape = (
@@ -126,6 +132,37 @@ def _alone(name: str, layer: LayerShape, batch_size: int, types: tuple[str, str]
             operands.append(f"{name}_b")
         return [helper.make_node(operator, operands, [name], name=name, **attributes)], inputs, outputs, constants
     return _quantized(name, operator, attributes, weight_shape, types, inputs, outputs)
+
+
+def _recurrent(name: str, layer: LayerShape) -> Sequence[Any]:
+    """Return a recurrent layer, a node for each of its depth, in float32 whatever is asked: none is quantized."""
+    gates = 4 if layer.kind == "lstm" else 3
+    hidden = layer.out_channels // layer.directions
+    parts: list[list[Any]] = [[], [], [], []]
+    random = np.random.default_rng(0)
+    for level in range(layer.depth):
+        own, width = f"{name}_{level}", layer.out_channels if level else layer.in_channels
+        operands = {
+            "w": random.standard_normal((layer.directions, gates * hidden, width), dtype=np.float32),
+            "r": random.standard_normal((layer.directions, gates * hidden, hidden), dtype=np.float32),
+            "b": np.zeros((layer.directions, 2 * gates * hidden), np.float32),
+        }
+        as_torch: dict[str, Any] = {"linear_before_reset": 1} if layer.kind == "gru" else {}
+        steps_first = helper.make_node("Transpose", [f"{own}_in"], [f"{own}_steps"], perm=[1, 0, 2])
+        node = helper.make_node(
+            layer.kind.upper(),
+            [f"{own}_steps", *(f"{own}_{key}" for key in operands)],
+            [own],
+            name=own,
+            hidden_size=hidden,
+            direction="bidirectional" if layer.directions == 2 else "forward",
+            **as_torch,
+        )
+        parts[0] += [steps_first, node]
+        parts[1].append(helper.make_tensor_value_info(f"{own}_in", TensorProto.FLOAT, ["batch", *layer.size, width]))
+        parts[2].append(helper.make_tensor_value_info(own, TensorProto.FLOAT, None))
+        parts[3] += [numpy_helper.from_array(array, f"{own}_{key}") for key, array in operands.items()]
+    return parts
 
 
 def _quantized(

@@ -2,16 +2,17 @@
 
 import logging
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
 from torch import nn
 
 from compress.batch_norm import re_estimate_batch_norm
-from compress.channel_cut import CutSettings
+from compress.channel_cut import PRUNED_LAYERS, CutSettings
 from compress.cut_to_target import cut_to_size, cut_to_speed, size_reach
 from compress.latency_search import SearchStep
 from compress.ranking import RankingConfig, prepare_ranking
+from compress.recurrent_channels import RECURRENT
 from core.data import Data
 from core.describe import num_macs
 from core.errors import ToolError, require
@@ -92,7 +93,7 @@ class PruneConfig(RankingConfig):
 
 
 class LayerReport(BaseModel, frozen=True):
-    """One layer whose number of output channels changed."""
+    """One layer whose number of output channels, or of hidden units, changed."""
 
     name: str
     channels: int
@@ -282,8 +283,12 @@ def _narrower(original: nn.Module, pruned: nn.Module) -> tuple[LayerReport, ...]
     after = dict(pruned.named_modules())
     layers = []
     for path, module in original.named_modules():
-        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-            width, left = module.weight.shape[0], after[path].weight.shape[0] if path in after else 0
+        if isinstance(module, PRUNED_LAYERS):
+            width, left = _width(module), _width(after[path]) if isinstance(after.get(path), PRUNED_LAYERS) else 0
             if 0 < left != width:
                 layers.append(LayerReport(name=path, channels=width, channels_left=left))
     return tuple(layers)
+
+
+def _width(layer: Any) -> int:
+    return int(layer.hidden_size if isinstance(layer, RECURRENT) else layer.weight.shape[0])

@@ -1,4 +1,4 @@
-"""A convolution or matrix product as far as its latency goes: what `bench` times and `compress` narrows."""
+"""A layer as far as its latency goes: what `bench` times and `compress` narrows."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,18 +15,21 @@ class LayerShape(BaseModel, frozen=True):
     """One layer of a model.
 
     Attributes:
-        kind: ``conv`` or ``linear``.
+        kind: ``conv``, ``linear``, ``lstm`` or ``gru``.
         in_channels: Channels or features of its input.
-        out_channels: Channels or features of its output.
+        out_channels: Channels or features of its output; of a recurrent layer those of all its directions.
         groups: Groups of a convolution.
-        size: The input's other axes: (H, W) of an image; of a linear layer what lies between batch and features.
+        size: The input's other axes: (H, W) of an image; of a linear layer what lies between batch and features, of a
+            recurrent one (steps,).
         kernel: Size of the kernel.
         stride: Its step.
         padding: Zeros added on each side.
         dilation: Distance between its elements.
+        directions: 2 where a recurrent layer reads both ways.
+        depth: Recurrent layers on top of one another.
     """
 
-    kind: Literal["conv", "linear"]
+    kind: Literal["conv", "linear", "lstm", "gru"]
     in_channels: int
     out_channels: int
     groups: int = 1
@@ -35,6 +38,8 @@ class LayerShape(BaseModel, frozen=True):
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
+    directions: int = 1
+    depth: int = 1
 
 
 TimeLayers = Callable[[Sequence[LayerShape]], list[float]]
@@ -44,7 +49,7 @@ TimeLayers = Callable[[Sequence[LayerShape]], list[float]]
 def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
     """Return the shapes of the layers that a sample runs through, by path, in the order they run.
 
-    Transposed convolutions and whatever else is neither a convolution nor linear are left out.
+    Transposed convolutions and whatever else is neither a convolution nor linear nor recurrent are left out.
 
     Raises:
         ToolError: The model does not run.
@@ -58,6 +63,16 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
                 in_channels=module.in_features,
                 out_channels=module.out_features,
                 size=tuple(inputs[0].shape[1:-1]),
+            )
+        elif isinstance(module, (nn.LSTM, nn.GRU)):
+            directions = 2 if module.bidirectional else 1
+            found[path] = LayerShape(
+                kind="lstm" if isinstance(module, nn.LSTM) else "gru",
+                in_channels=module.input_size,
+                out_channels=module.hidden_size * directions,
+                size=(inputs[0].shape[-2] if module.batch_first else inputs[0].shape[0],),
+                directions=directions,
+                depth=module.num_layers,
             )
         elif isinstance(module, _ConvNd) and not module.transposed and not isinstance(module.padding, str):
             found[path] = LayerShape(

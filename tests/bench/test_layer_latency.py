@@ -23,6 +23,9 @@ SMALL = LayerShape(
 LARGE = SMALL.model_copy(update={"in_channels": 128, "out_channels": 128, "size": (32, 32)})
 DEPTHWISE = SMALL.model_copy(update={"groups": 8})
 LINEAR = LayerShape(kind="linear", in_channels=32, out_channels=10)
+LSTM = LayerShape(kind="lstm", in_channels=16, out_channels=32, size=(10,), directions=2)
+DEEP_LSTM = LSTM.model_copy(update={"depth": 3})
+GRU = LayerShape(kind="gru", in_channels=16, out_channels=16, size=(10,))
 TOKENS = LINEAR.model_copy(update={"size": (5,)})
 
 
@@ -36,6 +39,13 @@ def test_a_larger_layer_takes_longer(types: tuple[str, str] | None, tmp_path: Pa
     assert all(math.isfinite(ms) and ms >= 0 for ms in found)
     assert found[1] > 5 * found[0]
     assert found[0] == found[5]
+
+
+@pytest.mark.parametrize("types", [None, ("uint8", "int8")], ids=["float32", "int8"])
+def test_recurrent_layers_are_timed_at_all_their_depth(types: tuple[str, str] | None, tmp_path: Path) -> None:
+    gru, lstm, deep = timed([GRU, LSTM, DEEP_LSTM], tmp_path, types)
+    assert 0 < gru < lstm
+    assert deep > 2 * lstm
 
 
 def test_what_was_timed_is_kept(tmp_path: Path) -> None:
@@ -59,6 +69,18 @@ def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path / "here"))
     layer_latencies([SMALL], provider="cpu", threads=1, batch_size=1)
     assert len(list((tmp_path / "here").iterdir())) == 1
+
+
+def test_recurrent_layers_are_found(tiny: str) -> None:
+    shapes = layer_shapes(load_torch_model(f"{tiny}:recurrent,num_layers=2,bidirectional=true", input_shape=(1, 8, 8)))
+    (lstm,) = [shape for shape in shapes.values() if shape.kind == "lstm"]
+    assert (lstm.directions, lstm.depth, lstm.out_channels % 2) == (2, 2, 0)
+    (gru,) = [
+        shape
+        for shape in layer_shapes(load_torch_model(f"{tiny}:recurrent,kind=GRU", input_shape=(1, 8, 8))).values()
+        if shape.kind == "gru"
+    ]
+    assert (gru.directions, gru.depth, gru.size) == (1, 1, (8,))
 
 
 def test_the_layers_of_a_model_are_found_in_order() -> None:

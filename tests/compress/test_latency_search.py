@@ -77,6 +77,14 @@ def test_widths_stand_where_the_kernels_have_steps(deep: TorchModel, digits: Dat
     assert min(widths) < 32
 
 
+@pytest.mark.parametrize("more", ["", ",num_layers=2,bidirectional=true", ",kind=GRU"])
+def test_recurrent_layers_are_narrowed(more: str, tiny: str, digits: Data) -> None:
+    model = load_torch_model(f"{tiny}:recurrent{more}", digits)
+    result = pruned(model, digits, speedup=1.3, ignore=("embed",))
+    assert result.report.measured_speedup >= 1.29
+    assert result.model.module.get_submodule("rnn").hidden_size < 16
+
+
 def test_blocks_go_where_that_costs_least(deep: TorchModel, digits: Data) -> None:
     with torch.no_grad():
         for block in (2, 4):
