@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from core.errors import ToolError
+from core.errors import GateMissedError, ToolError
 from core.processes import is_main_process, num_processes
 from interruption import interruptions
 from options import (
@@ -53,6 +53,10 @@ class Cli(click.Group):
                 if not isinstance(error, ToolError):
                     raise
                 click.echo(f"Error: {error}", err=True)
+                if isinstance(error, GateMissedError) and error.tried:
+                    from terminal import show_tried
+
+                    show_tried(error.tried)
                 ctx.exit(error.exit_code)
 
 

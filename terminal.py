@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,16 @@ def show_report(report: Any) -> None:
         console.print(_plan_table(report))
     else:
         console.print(_fields_table(report))
+
+
+def show_tried(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print, on stderr, what was tried before a limit was missed."""
+    from rich.console import Console
+
+    table = _table(*(name.replace("_", " ") for name in rows[0]))
+    for row in rows:
+        table.add_row(*("" if value is None else _cell(value) for value in row.values()))
+    Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(table)
 
 
 def _print_bench(console: Any, report: Any) -> None:

@@ -130,20 +130,22 @@ def _bisect(
     """Bisect the pruning ratio for the least cut that reaches the target."""
     low, high = 0.0, 1.0
     best: tuple[float, nn.Module] | None = None
-    closest = 0.0
+    tried: list[dict[str, float]] = []
     for attempt in range(BISECTION_STEPS):
         middle = (low + high) / 2
         module = cut_share(original, model, settings, middle)
         reached = reach(module)
-        closest = max(closest, reached)
+        tried.append({"pruning_ratio": middle, "reached": reached, "params": num_params(module)})
         if reached >= target:
             high, best = middle, (middle, module)
         else:
             low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
+        closest = max(one["reached"] for one in tried)
         raise GateMissedError(
             f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
-            f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules"
+            f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules",
+            tried,
         )
     return best

@@ -132,7 +132,7 @@ def _attempts(search: _Search, speedup: float, units: Sequence[Unit], progress: 
             saving_ms = (low + high) / 2
     enough = [one for one in tried if one.timed.speedup >= speedup * (1 - TOLERANCE / 2)]
     if not enough:
-        raise GateMissedError(_out_of_reach(speedup, tried))
+        raise GateMissedError(_out_of_reach(speedup, tried), [one.step.model_dump() for one in tried])
     best = min(enough, key=lambda one: one.timed.speedup)
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)

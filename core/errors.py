@@ -1,7 +1,8 @@
 """What may go wrong, as the user is told it."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 
 class ToolError(Exception):
@@ -22,9 +23,17 @@ class UnreadableSampleError(ToolError):
 
 
 class GateMissedError(ToolError):
-    """The work ran to its end and the result misses a limit that was asked for."""
+    """The work ran to its end and the result misses a limit that was asked for.
+
+    Attributes:
+        tried: What was tried on the way, a row each: name -> value.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str = "", tried: Sequence[Mapping[str, Any]] = ()) -> None:
+        super().__init__(message)
+        self.tried = tried
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -212,3 +212,13 @@ def test_a_bug_keeps_its_traceback(onnxpress: Onnxpress, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(core.describe, "describe", broken)
     assert isinstance(onnxpress("inspect", exported.path).exception, ZeroDivisionError)
+
+
+def test_a_target_out_of_reach_exits_3_with_what_was_tried(onnxpress: Onnxpress, tiny: str) -> None:
+    result = onnxpress("prune", f"{tiny}:cnn", "--macs-ratio", "1000", "--input-shape", "1,8,8", "-o", "out")
+    assert result.exit_code == 3
+    lines = result.stderr.strip().splitlines()
+    start = next(index for index, line in enumerate(lines) if "1000x fewer MACs is out of reach" in line)
+    assert lines[start + 2].split() == ["pruning", "ratio", "reached", "params"]
+    assert len(lines) > start + 6
+    assert not Path("out").exists()

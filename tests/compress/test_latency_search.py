@@ -135,8 +135,9 @@ def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data
     with pytest.raises(
         GateMissedError,
         match=r"100x the speed is out of reach: [\d.]+x is the closest, with \d+ parameters, \d+ blocks left out",
-    ):
+    ) as caught:
         pruned(deep, digits, speedup=100.0)
+    assert {"predicted_speedup", "measured_speedup", "params", "damage"} <= set(caught.value.tried[0])
 
 
 def test_without_data_there_is_no_damage_to_measure(deep: TorchModel) -> None:

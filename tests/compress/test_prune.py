@@ -83,8 +83,11 @@ def test_a_target_of_parameters_is_met_and_not_far_overshot(trained: TorchModel,
 
 @pytest.mark.parametrize(("target", "words"), [("macs_ratio", "fewer MACs"), ("params_ratio", "fewer parameters")])
 def test_a_target_out_of_reach_says_how_close_it_came(trained: TorchModel, target: str, words: str) -> None:
-    with pytest.raises(GateMissedError, match=rf"50x {words} is out of reach: \d+\.\d+x is the closest"):
+    with pytest.raises(GateMissedError, match=rf"50x {words} is out of reach: \d+\.\d+x is the closest") as caught:
         prune(trained, PruneConfig(**{target: 50}, max_pruning_ratio=0.5))
+    reached = [row["reached"] for row in caught.value.tried]
+    assert f"{max(reached):.2f}x is the closest" in str(caught.value)
+    assert len(reached) == len({row["pruning_ratio"] for row in caught.value.tried}) > 3
 
 
 def test_no_layer_is_emptied(trained: TorchModel) -> None:
