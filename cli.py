@@ -314,7 +314,7 @@ def export(
 @click.option("--per-channel/--no-per-channel", default=True, show_default=True, help="One weight scale per channel.")
 @click.option(
     "--calibration-method",
-    type=click.Choice(["minmax", "entropy", "percentile"]),
+    type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
     default="minmax",
     show_default=True,
     help="How a range follows from what was seen.",

@@ -3,17 +3,20 @@
 import logging
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pydantic import BaseModel, SerializeAsAny
 
+from compress.calibration import Method, Ranges, calibrate
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean, require
 from core.history import step
@@ -23,7 +26,7 @@ from core.predict import check_reads, preprocessing_of
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress, no_progress
 from core.result import Report, Result
-from core.sessions import open_session, provider_name, run_session
+from core.sessions import FloatArray, open_session, provider_name, run_session
 from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
@@ -46,7 +49,7 @@ class QuantizeConfig:
         weight_type: ``uint8`` or ``int8``; None takes what is fast there.
         reduce_range: Use 7 of 8 bits for weights, for processors whose int8 multiply saturates; None asks this one.
         per_channel: One scale per output channel of a weight instead of one per tensor.
-        calibration_method: How a range follows from what was seen: ``minmax``, ``entropy`` or ``percentile``.
+        calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
         calibration_samples: Training samples to look at.
         nodes_to_exclude: Names of graph nodes to leave in float.
     """
@@ -56,7 +59,7 @@ class QuantizeConfig:
     weight_type: Literal["uint8", "int8"] | None = None
     reduce_range: bool | None = None
     per_channel: bool = True
-    calibration_method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration_method: Method = "minmax"
     calibration_samples: int = 512
     nodes_to_exclude: tuple[str, ...] = ()
 
@@ -165,19 +168,14 @@ def quantize(
         with tempfile.TemporaryDirectory() as scratch:
             prepared = Path(scratch) / "prepared.onnx"
             quant_pre_process(proto, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
-            quantize_static(
-                prepared,
-                part,
-                _Reader(model, data, preprocessing, config.calibration_samples, progress),
-                quant_format=QuantFormat.QDQ,
-                activation_type=_TYPES[layout.activation_type],
-                weight_type=_TYPES[layout.weight_type],
-                reduce_range=layout.reduce_range,
-                per_channel=config.per_channel,
-                nodes_to_exclude=list(config.nodes_to_exclude),
-                calibrate_method=_METHODS[config.calibration_method],
-                extra_options={"CalibStridedMinMax": 1},
+            batches = _Batches(model, data, preprocessing, config.calibration_samples)
+            ranges = calibrate(
+                onnx.load(prepared),
+                batches,
+                config.calibration_method,
+                lambda done: progress("calibrate", done, len(batches), "batches"),
             )
+            _write_int8(prepared, part, ranges, layout, config)
         _write_metadata(
             part,
             model,
@@ -201,40 +199,42 @@ def quantize(
     return Result(made, report)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]  # untyped base
-    """Feeds calibration batches, a stride at a time: ONNX Runtime folds each stride into the ranges and forgets it.
+class _Batches:
+    """Calibration batches, read as they are asked for."""
 
-    Its other limit on memory, ``CalibMaxIntermediateOutputs``, drops what it collected without folding it.
-    """
-
-    def __init__(
-        self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int, progress: Progress
-    ) -> None:
+    def __init__(self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int) -> None:
         fixed = model.inputs[0].shape[0]
         self._batch_size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
-        self._name = model.inputs[0].name
         split = data.split("train")
         self._split = split.take(spread(len(split), num_samples))
         self._preprocessing = preprocessing
-        self._progress = progress
-        self._next, self._end = 0, len(self)
 
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def set_range(self, start_index: int, end_index: int) -> None:
-        """Feed the batches from `start_index` up to `end_index`."""
-        self._next, self._end = start_index, end_index
+    def __iter__(self) -> Iterator[FloatArray]:
+        for first in range(0, len(self._split), self._batch_size):
+            chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
+            yield _fetch(self._split.take(chosen), self._preprocessing).numpy()
 
-    def get_next(self) -> dict[str, Any] | None:
-        """Return the next batch of the range, or None at its end."""
-        if self._next >= self._end:
-            return None
-        first = self._next * self._batch_size
-        self._next += 1
-        self._progress("calibrate", self._next, len(self), "batches")
-        chosen = self._split.take(torch.arange(first, min(first + self._batch_size, len(self._split))))
-        return {self._name: _fetch(chosen, self._preprocessing).numpy()}
+
+def _write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, config: QuantizeConfig) -> None:
+    """Write the int8 form of a file whose tensors' ranges are known."""
+    known = prepared.with_name("ranges.json")
+    arrays = {name: tuple(np.float32(one) for one in kept) for name, kept in ranges.items()}
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, arrays), known)
+    quantize_static(
+        prepared,
+        output,
+        None,
+        quant_format=QuantFormat.QDQ,
+        activation_type=_TYPES[layout.activation_type],
+        weight_type=_TYPES[layout.weight_type],
+        reduce_range=layout.reduce_range,
+        per_channel=config.per_channel,
+        nodes_to_exclude=list(config.nodes_to_exclude),
+        calibration_cache_path=known,
+    )
 
 
 def _saturates(weight_type: str) -> bool:
@@ -299,8 +299,3 @@ def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
 
 
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}

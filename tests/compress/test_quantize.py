@@ -53,7 +53,7 @@ def test_explicit_types_are_obeyed(exported: OnnxModel, digits: Data, tmp_path: 
     assert result.report.layout.reason == "as asked for"
 
 
-@pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy", "mse"])
 def test_each_calibration_method_keeps_accuracy(exported: OnnxModel, digits: Data, tmp_path: Path, method: str) -> None:
     config = QuantizeConfig(calibration_method=method, calibration_samples=256)
     made = quantize(exported, digits, tmp_path / "int8.onnx", config).model
