@@ -311,7 +311,15 @@ def export(
 @data_option
 @click.option("--activation-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine.")
 @click.option("--weight-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine.")
-@click.option("--per-channel/--no-per-channel", default=True, show_default=True, help="One weight scale per channel.")
+@click.option(
+    "--per-channel/--per-tensor",
+    default=None,
+    help="One weight scale per channel, or one in all. Default: what is fast.",
+)
+@click.option("--form", type=click.Choice(["qdq", "qoperator"]), help="Default: what is fast on this machine.")
+@click.option(
+    "--max-drop", type=click.FloatRange(0), default=1.0, show_default=True, help="Points of accuracy that may be lost."
+)
 @click.option(
     "--calibration-method",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
@@ -329,7 +337,9 @@ def export(
 @runtime_options
 @common_options
 def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
-    """Quantize MODEL.onnx to static int8 (QDQ), calibrated on training samples.
+    """Quantize MODEL.onnx to static int8, calibrated on training samples, in the form that measures fastest here.
+
+    Types, scales and form given by hand are obeyed and nothing is tried.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx

@@ -15,10 +15,11 @@ from bench.layer_latency import layer_latencies
 from compress.distill import distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
+from compress.int8_layouts import fast_layout
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
-from compress.quantize import QuantizeConfig, fast_layout, quantize
+from compress.quantize import QuantizeConfig, quantize
 from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder

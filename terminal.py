@@ -53,16 +53,22 @@ def show_report(report: Any) -> None:
         console.print(_plan_table(report))
     else:
         console.print(_fields_table(report))
+        if getattr(report, "tried", ()):
+            console.print(_rows_table([one.model_dump() for one in report.tried]))
 
 
 def show_tried(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print, on stderr, what was tried before a limit was missed."""
     from rich.console import Console
 
+    Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(_rows_table(rows))
+
+
+def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     table = _table(*(name.replace("_", " ") for name in rows[0]))
     for row in rows:
         table.add_row(*("" if value is None else _cell(value) for value in row.values()))
-    Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(table)
+    return table
 
 
 def _print_bench(console: Any, report: Any) -> None:
@@ -118,7 +124,7 @@ def _fields_table(report: Any) -> Any:
     table = _table("", "")
     table.show_header = False
     for name, value in report.model_dump().items():
-        if name not in ("format_version", "metrics") and value is not None:
+        if name not in ("format_version", "metrics", "tried") and value is not None:
             table.add_row(name, _cell(value))
     return table
 
@@ -153,7 +159,7 @@ def _table(*header: str) -> Any:
     return table
 
 
-_TEXT = {"", "kind", "from", "state", "result", "setting", "figure", "verdict", "fell back"}
+_TEXT = {"", "kind", "from", "state", "result", "setting", "figure", "verdict", "fell back", "layout"}
 
 
 @contextmanager

@@ -1,32 +1,30 @@
-"""Static int8 quantization of an ONNX file, in the layout that is fast where the file will run."""
+"""Static int8 quantization of an ONNX file, in the form that measures fastest where the file will run."""
 
 import logging
-import platform
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from pydantic import BaseModel, SerializeAsAny
+from pydantic import SerializeAsAny
 
-from compress.calibration import Method, Ranges, calibrate
+from compress.calibration import Method, calibrate
+from compress.int8_choice import KEPT, Tried, choose
+from compress.int8_file import prepare, write_int8
+from compress.int8_layouts import ElementType, Form, Layout, fast_layout, layouts_worth_trying, saturates
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean, require
 from core.history import step
-from core.machine import int8_instructions
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.predict import check_reads, preprocessing_of
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress, no_progress
 from core.result import Report, Result
-from core.sessions import FloatArray, open_session, provider_name, run_session
+from core.sessions import FloatArray, open_session, run_session
 from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
@@ -43,90 +41,61 @@ CALIBRATION_BATCH = 32
 class QuantizeConfig:
     """How to quantize.
 
+    What is fast is measured where neither types nor form are given.
+
     Attributes:
         provider: Where the file will run.
         activation_type: ``uint8`` or ``int8``; None takes what is fast there.
         weight_type: ``uint8`` or ``int8``; None takes what is fast there.
         reduce_range: Use 7 of 8 bits for weights, for processors whose int8 multiply saturates; None asks this one.
-        per_channel: One scale per output channel of a weight instead of one per tensor.
+        per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
+        form: ``qdq`` or ``qoperator``; None takes what is fast.
         calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``.
         calibration_samples: Training samples to look at.
         nodes_to_exclude: Names of graph nodes to leave in float.
+        max_drop: Points of accuracy that may be lost, of agreement where the data has no labels.
     """
 
     provider: str = "cpu"
-    activation_type: Literal["uint8", "int8"] | None = None
-    weight_type: Literal["uint8", "int8"] | None = None
+    activation_type: ElementType | None = None
+    weight_type: ElementType | None = None
     reduce_range: bool | None = None
-    per_channel: bool = True
+    per_channel: bool | None = None
+    form: Form | None = None
     calibration_method: Method = "minmax"
     calibration_samples: int = 512
     nodes_to_exclude: tuple[str, ...] = ()
+    max_drop: float = 1.0
 
     def __post_init__(self) -> None:
         require(
             self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
         )
+        require(self.max_drop >= 0, f"max_drop is {self.max_drop}; it cannot be negative")
 
-
-class Layout(BaseModel, frozen=True):
-    """The element types of a quantized file and why they were taken."""
-
-    activation_type: Literal["uint8", "int8"]
-    weight_type: Literal["uint8", "int8"]
-    reduce_range: bool
-    reason: str
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Return what of the layout is given."""
+        names = ("activation_type", "weight_type", "reduce_range", "per_channel", "form")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class QuantizeReport(Report, frozen=True):
     """What quantization did.
 
     Attributes:
-        layout: The element types.
+        layout: The form it took.
+        tried: What it was chosen among; empty where it was asked for.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
         verify: How far the outputs moved; None when they were not compared.
     """
 
     layout: Layout
+    tried: tuple[Tried, ...]
     size_bytes: tuple[int, int]
     measured_speedup: float | None
     verify: SerializeAsAny[Report] | None
-
-
-def fast_layout(provider: str) -> Layout:
-    """Choose the layout that is fast on a provider and this processor.
-
-    Raises:
-        ToolError: ONNX Runtime has no fast static int8 there.
-    """
-    name = provider_name(provider)
-    if name == "CUDAExecutionProvider":
-        raise ToolError(
-            "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
-            "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
-        )
-    instructions = int8_instructions()
-    if _is_arm():
-        return Layout(
-            activation_type="int8",
-            weight_type="int8",
-            reduce_range=False,
-            reason=f"ARM kernels multiply int8 by int8 ({', '.join(instructions) or 'no dot product'})",
-        )
-    if instructions:
-        return Layout(
-            activation_type="uint8",
-            weight_type="int8",
-            reduce_range=False,
-            reason=f"x86 multiplies uint8 by int8 ({', '.join(instructions)}); int8 by int8 has no kernel",
-        )
-    return Layout(
-        activation_type="uint8",
-        weight_type="int8",
-        reduce_range=True,
-        reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not",
-    )
 
 
 def quantize(
@@ -140,7 +109,7 @@ def quantize(
     progress: Progress = no_progress,
     force: bool = False,
 ) -> Result[OnnxModel, QuantizeReport]:
-    """Quantize to int8 with QuantizeLinear and DequantizeLinear pairs (QDQ), calibrated on training samples.
+    """Quantize to int8, calibrated on training samples, in the form that is fastest where no form is asked for.
 
     Args:
         model: A float32 file; left untouched.
@@ -148,17 +117,17 @@ def quantize(
         output: The file to make; it takes its name only after `verify`.
         config: How.
         verify: Compares the result with `model`.
-        measure_speedup: Measures the result against `model`.
+        measure_speedup: Measures a file against `model`; without it nothing is chosen by measuring.
         progress: Told of every calibration batch.
         force: Replace an existing file.
 
     Raises:
         ToolError: The file is quantized already, a node to exclude does not exist, or the data does not fit it.
-        GateMissedError: From `verify`.
+        GateMissedError: From `verify`; or no form is faster than float32 within `max_drop`.
     """
     if model.is_quantized:
         raise ToolError(f"{model.path} is quantized already; give the float32 file it was made from")
-    layout = _layout(config)
+    candidates = (_layout(config),) if config.asked else layouts_worth_trying(config.provider)
     proto = read_proto(model.path)
     _check_nodes(proto, config.nodes_to_exclude)
     check_reads(model, data)
@@ -166,8 +135,7 @@ def quantize(
     _check_runs(model, data, preprocessing)
     with whole_file(output, force=force) as part:
         with tempfile.TemporaryDirectory() as scratch:
-            prepared = Path(scratch) / "prepared.onnx"
-            quant_pre_process(proto, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+            prepared = prepare(proto, Path(scratch))
             batches = _Batches(model, data, preprocessing, config.calibration_samples)
             ranges = calibrate(
                 onnx.load(prepared),
@@ -175,7 +143,27 @@ def quantize(
                 config.calibration_method,
                 lambda done: progress("calibrate", done, len(batches), "batches"),
             )
-            _write_int8(prepared, part, ranges, layout, config)
+
+            def write(layout: Layout, to: Path) -> None:
+                write_int8(prepared, to, ranges, layout, config.nodes_to_exclude)
+
+            layout: Layout = candidates[0]
+            tried: tuple[Tried, ...] = ()
+            if config.asked or measure_speedup is None:
+                write(layout, part)
+            else:
+                chosen, layout, tried = choose(
+                    model,
+                    data,
+                    candidates,
+                    write,
+                    measure_speedup,
+                    Path(scratch),
+                    max_drop=config.max_drop,
+                    provider=config.provider,
+                    progress=progress,
+                )
+                shutil.copyfile(chosen, part)
         _write_metadata(
             part,
             model,
@@ -185,13 +173,16 @@ def quantize(
         )
         candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
-        speedup = measure_speedup(model, candidate) if measure_speedup else None
+        speedup = next((one.speedup for one in tried if one.verdict == KEPT), None)
+        if speedup is None and measure_speedup is not None:
+            speedup = measure_speedup(model, candidate)
     if speedup is not None and speedup < 1:
         logger.warning("the int8 file runs at %.2fx the speed of the float32 file: it does not help here", speedup)
     made = open_onnx(output)
     report = QuantizeReport(
         stage="quantize",
         layout=layout,
+        tried=tried,
         size_bytes=(model.size_bytes, made.size_bytes),
         measured_speedup=speedup,
         verify=verified,
@@ -218,52 +209,13 @@ class _Batches:
             yield _fetch(self._split.take(chosen), self._preprocessing).numpy()
 
 
-def _write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, config: QuantizeConfig) -> None:
-    """Write the int8 form of a file whose tensors' ranges are known."""
-    known = prepared.with_name("ranges.json")
-    arrays = {name: tuple(np.float32(one) for one in kept) for name, kept in ranges.items()}
-    save_tensors_data(TensorsData(CalibrationMethod.MinMax, arrays), known)
-    quantize_static(
-        prepared,
-        output,
-        None,
-        quant_format=QuantFormat.QDQ,
-        activation_type=_TYPES[layout.activation_type],
-        weight_type=_TYPES[layout.weight_type],
-        reduce_range=layout.reduce_range,
-        per_channel=config.per_channel,
-        nodes_to_exclude=list(config.nodes_to_exclude),
-        calibration_cache_path=known,
-    )
-
-
-def _saturates(weight_type: str) -> bool:
-    """Tell whether this processor's multiply of uint8 by int8 saturates: x86 without VNNI."""
-    return not _is_arm() and weight_type == "int8" and not int8_instructions()
-
-
-def _is_arm() -> bool:
-    return platform.machine().lower() in ("arm64", "aarch64")
-
-
 def _layout(config: QuantizeConfig) -> Layout:
+    """Return the layout that is asked for, the rest of it being what is fast."""
+    asked = config.asked
     if config.activation_type and config.weight_type:
-        reduce_range = _saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
-        return Layout(
-            activation_type=config.activation_type,
-            weight_type=config.weight_type,
-            reduce_range=reduce_range,
-            reason="as asked for",
-        )
+        return Layout(**{"reduce_range": saturates(config.weight_type)} | asked, reason="as asked for")
     chosen = fast_layout(config.provider)
-    asked = {
-        name: value
-        for name in ("activation_type", "weight_type", "reduce_range")
-        if (value := getattr(config, name)) is not None
-    }
-    return chosen.model_copy(
-        update=asked | ({"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"} if asked else {})
-    )
+    return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
 
 
 def _check_nodes(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
@@ -296,6 +248,3 @@ def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
         labels=parent.labels,
     )
     onnx.save(proto, path)
-
-
-_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}

@@ -8,7 +8,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from compress.quantize import QuantizeConfig, fast_layout, quantize
+from compress.int8_layouts import fast_layout
+from compress.quantize import QuantizeConfig, quantize
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError

@@ -1,0 +1,113 @@
+"""Forms of a static int8 file: which ONNX Runtime has fast kernels for, and which are worth trying on a machine."""
+
+import platform
+from typing import Literal
+
+from pydantic import BaseModel
+
+from core.errors import ToolError
+from core.machine import int8_instructions
+from core.sessions import provider_name
+
+ElementType = Literal["uint8", "int8"]
+Form = Literal["qdq", "qoperator"]
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that multiply, and so gain the most
+
+
+class Layout(BaseModel, frozen=True):
+    """How a quantized file is written, and why.
+
+    Attributes:
+        activation_type: Element type of activations.
+        weight_type: Element type of weights.
+        reduce_range: Whether weights use 7 of 8 bits.
+        per_channel: Whether each output channel of a weight has a scale.
+        form: ``qdq``, pairs of QuantizeLinear and DequantizeLinear around float operators, or ``qoperator``.
+        only: Operator types that are quantized; all that can be where empty.
+        reason: Why this was taken or is worth trying.
+    """
+
+    activation_type: ElementType
+    weight_type: ElementType
+    reduce_range: bool
+    per_channel: bool = True
+    form: Form = "qdq"
+    only: tuple[str, ...] = ()
+    reason: str
+
+    @property
+    def title(self) -> str:
+        """Describe the layout in a few words."""
+        words = [
+            f"{self.activation_type}/{self.weight_type}",
+            self.form,
+            "per channel" if self.per_channel else "per tensor",
+        ]
+        return ", ".join(words + ["7-bit weights"] * self.reduce_range + ["products only"] * bool(self.only))
+
+
+def fast_layout(provider: str) -> Layout:
+    """Choose the layout that is fast on a provider and this processor, without measuring.
+
+    Raises:
+        ToolError: ONNX Runtime has no fast static int8 there.
+    """
+    name = provider_name(provider)
+    if name == "CUDAExecutionProvider":
+        raise ToolError(
+            "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
+            "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
+        )
+    instructions = int8_instructions()
+    if is_arm():
+        return Layout(
+            activation_type="int8",
+            weight_type="int8",
+            reduce_range=False,
+            reason=f"ARM kernels multiply int8 by int8 ({', '.join(instructions) or 'no dot product'})",
+        )
+    if instructions:
+        return Layout(
+            activation_type="uint8",
+            weight_type="int8",
+            reduce_range=False,
+            reason=f"x86 multiplies uint8 by int8 ({', '.join(instructions)}); int8 by int8 has no kernel",
+        )
+    return Layout(
+        activation_type="uint8",
+        weight_type="int8",
+        reduce_range=True,
+        reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not",
+    )
+
+
+def layouts_worth_trying(provider: str) -> tuple[Layout, ...]:
+    """Return the layouts to measure, the one that is taken without measuring first.
+
+    The other pair of element types is not among them: half of an x86 file of int8 by int8, and every product of an ARM
+    file of uint8 by int8, has no kernel of its own.
+
+    Raises:
+        ToolError: ONNX Runtime has no fast static int8 there.
+    """
+    first = fast_layout(provider)
+
+    def other(reason: str, **changes: object) -> Layout:
+        return first.model_copy(update={"reason": f"measured: {reason}", **changes})
+
+    return (
+        first,
+        other("fewer scales to apply", per_channel=False),
+        other("operators that are int8 themselves", form="qoperator"),
+        other("what does not multiply stays in float32", only=PRODUCTS),
+    )
+
+
+def saturates(weight_type: str) -> bool:
+    """Tell whether this processor's multiply of uint8 by int8 saturates: x86 without VNNI."""
+    return not is_arm() and weight_type == "int8" and not int8_instructions()
+
+
+def is_arm() -> bool:
+    """Tell whether this is an ARM processor."""
+    return platform.machine().lower() in ("arm64", "aarch64")

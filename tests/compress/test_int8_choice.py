@@ -1,0 +1,113 @@
+"""The form that measures fastest within the drop is kept; where none serves, nothing is written and all is told."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compress.int8_layouts import PRODUCTS, layouts_worth_trying
+from compress.quantize import QuantizeConfig, quantize
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import GateMissedError
+from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel
+from export.to_onnx import ExportConfig, export
+from stages import onnx_speedup
+
+SAMPLES = 64
+
+
+def by_form(**speedups: float) -> Callable[[OnnxModel, OnnxModel], float]:
+    """Return a clock by which a file is as fast as its form: qoperator, products, tensor (one scale) or channel."""
+
+    def measured(_: OnnxModel, candidate: OnnxModel) -> float:
+        nodes = onnx.load(candidate.path).graph.node
+        if any(node.op_type.startswith("QLinear") for node in nodes):
+            return speedups["qoperator"]
+        quantized = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+        added = {output for node in nodes if node.op_type == "Add" for output in node.output}
+        axes = [node for node in nodes if node.op_type == "DequantizeLinear" and "axis" in str(node.attribute)]
+        if not quantized & added:
+            return speedups["products"]
+        return speedups["channel" if axes else "tensor"]
+
+    return measured
+
+
+def quantized(model: OnnxModel, data: Data, folder: Path, clock: Callable[..., float], **settings: object):
+    config = QuantizeConfig(calibration_samples=SAMPLES, **settings)
+    return quantize(model, data, folder / "int8.onnx", config, measure_speedup=clock)
+
+
+@pytest.mark.parametrize(
+    ("speedups", "kept"),
+    [
+        ({"channel": 2.0, "tensor": 2.5, "qoperator": 2.2, "products": 1.5}, "per tensor"),
+        ({"channel": 2.0, "tensor": 2.1, "qoperator": 3.0, "products": 1.5}, "qoperator"),
+        ({"channel": 2.0, "tensor": 2.01, "qoperator": 2.03, "products": 2.02}, "qdq, per channel"),
+        ({"channel": 0.7, "tensor": 0.7, "qoperator": 0.6, "products": 1.3}, "products only"),
+    ],
+    ids=["fastest", "operators", "as good as equal", "only one faster"],
+)
+def test_the_fastest_is_kept(
+    exported: OnnxModel, digits: Data, tmp_path: Path, speedups: dict[str, float], kept: str
+) -> None:
+    report = quantized(exported, digits, tmp_path, by_form(**speedups)).report
+    assert kept in report.layout.title
+    assert [one.layout for one in report.tried if one.verdict == "kept"] == [report.layout.title]
+    assert len(report.tried) == len(layouts_worth_trying("cpu"))
+    assert all(one.verdict == "not faster than float32" for one in report.tried if one.speedup < 1)
+
+
+def test_where_nothing_is_faster_nothing_is_written(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    clock = by_form(channel=0.9, tensor=0.8, qoperator=0.7, products=0.6)
+    with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 0\.90x") as caught:
+        quantized(exported, digits, tmp_path, clock)
+    assert not list(tmp_path.iterdir())
+    assert [row["speedup"] for row in caught.value.tried] == [0.9, 0.8, 0.7, 0.6]
+
+
+def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    test = digits.split("test")
+    bright = test.samples.fetch(test.indices.tolist(), exported.preprocessing).numpy()[:, 0]
+    arrays = {"x_train": bright // 25, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
+    np.savez(tmp_path / "dark.npz", **arrays)  # what calibrates is darker by far than what is scored
+    clock = by_form(channel=2.0, tensor=2.0, qoperator=2.0, products=2.0)
+    with pytest.raises(GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+; try") as caught:
+        quantized(exported, load_data(str(tmp_path / "dark.npz")), tmp_path, clock)
+    assert {row["verdict"] for row in caught.value.tried} == {"loses more than 1 points"}
+
+
+def test_a_form_that_cannot_be_written_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    def clock(_: OnnxModel, candidate: OnnxModel) -> float:
+        if candidate.path.name == "candidate2.onnx":
+            raise RuntimeError("no kernel for\nthis")
+        return 2.0
+
+    tried = quantized(exported, digits, tmp_path, clock).report.tried
+    assert [one.verdict for one in tried if one.speedup is None] == ["cannot be used: no kernel for this"]
+
+
+@pytest.mark.parametrize("settings", [{"per_channel": False}, {"form": "qoperator"}, {"activation_type": "uint8"}])
+def test_what_is_given_by_hand_is_obeyed(
+    exported: OnnxModel, digits: Data, tmp_path: Path, settings: dict[str, object]
+) -> None:
+    report = quantized(exported, digits, tmp_path, lambda *_: 0.5, **settings).report
+    assert report.tried == ()
+    assert {name: getattr(report.layout, name) for name in settings} == settings
+    assert "as asked for" in report.layout.reason
+
+
+def test_the_choice_is_measured(tiny: str, digits: Data, tmp_path: Path) -> None:
+    wide = export(load_torch_model(f"{tiny}:deep,width=64", digits), tmp_path / "wide.onnx", ExportConfig()).model
+    report = quantized(wide, digits, tmp_path, onnx_speedup("cpu", 1), max_drop=100.0).report
+    assert report.measured_speedup is not None
+    assert report.measured_speedup > 1
+    assert max(one.speedup or 0 for one in report.tried) > 1
+
+
+def test_products_multiply() -> None:
+    assert {"Conv", "MatMul", "Gemm"} <= set(PRODUCTS)
