@@ -211,7 +211,9 @@ main(sys.argv[1:])
     [
         pytest.param(["export", "checkpoint", "-o", "out.onnx"], id="export"),
         pytest.param(
-            ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"], id="quantize", marks=pytest.mark.slow
+            ["quantize", "model.onnx", "--form", "qdq", "--data", "digits", "-o", "out.onnx"],
+            id="quantize",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["prune", "checkpoint", "--pruning-ratio", "0.1", "-o", "out"], id="prune", marks=pytest.mark.slow

@@ -105,7 +105,7 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
         ["distill", "pruned", "--teacher", "teacher", "--data", "digits", "-o", "recovered", *quick],
         ["export", "recovered", "-o", "float32.onnx", "-q"],
         ["verify", "float32.onnx", "--reference", "recovered", "-q"],
-        ["quantize", "float32.onnx", "--threads", 1, "--data", "digits", "-o", "int8.onnx", "-q"],
+        ["quantize", "float32.onnx", "--threads", 1, "--data", "digits", "--form", "qdq", "-o", "int8.onnx", "-q"],
         ["inspect", "int8.onnx"],
     ):
         result = onnxpress(*arguments)

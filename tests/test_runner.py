@@ -48,6 +48,7 @@ kind = "quantize"
 name = "int8"
 model = "float32"
 calibration_samples = 64
+form = "qdq"
 [[stage]]
 kind = "bench"
 models = ["baseline", "float32", "int8"]
