@@ -323,9 +323,7 @@ def export(
 @click.option(
     "--calibration-method",
     type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-    default="minmax",
-    show_default=True,
-    help="How a range follows from what was seen.",
+    help="How a range follows from what was seen. Default: minmax, and the others where that loses too much.",
 )
 @click.option(
     "--calibration-samples", type=click.IntRange(1), default=512, show_default=True, help="Training samples to look at."
@@ -333,16 +331,22 @@ def export(
 @click.option(
     "--exclude", "nodes_to_exclude", multiple=True, metavar="NODE", help="Leave this node in float; repeatable."
 )
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Instead of quantizing: plot, to OUTPUT, what each layer loses.",
+)
 @output_options
 @runtime_options
 @common_options
-def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> None:
+def quantize(model: str, data: str, sensitivity: bool, output: Path, force: bool, **given: Any) -> None:
     """Quantize MODEL.onnx to static int8, calibrated on training samples, in the form that measures fastest here.
 
     Types, scales and form given by hand are obeyed and nothing is tried.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx
+    onnxpress quantize student.onnx --sensitivity --data photos/ -o sensitivity.html
     """
     with _session(given) as (options, progress):
         from compress.quantize import QuantizeConfig, quantize
@@ -350,21 +354,25 @@ def quantize(model: str, data: str, output: Path, force: bool, **given: Any) -> 
         from core.model_reference import load_onnx_model
         from core.whole_output import refuse_overwrite
         from export.verify import VerifyConfig
-        from stages import onnx_speedup, verify_on
+        from stages import find_int8_sensitivity, onnx_speedup, verify_on
 
         refuse_overwrite(output, force=force)
         loaded, provider, threads = load_data(data), options["provider"], options.pop("threads")
-        result = quantize(
-            load_onnx_model(model),
-            loaded,
-            output,
-            QuantizeConfig(**options),
-            verify=verify_on(loaded, VerifyConfig(provider=provider, threads=threads)),
-            measure_speedup=onnx_speedup(provider, threads),
-            progress=progress,
-            force=force,
-        )
-    _render(result.report, given)
+        file, config = load_onnx_model(model), QuantizeConfig(**options)
+        if sensitivity:
+            report: Any = find_int8_sensitivity(file, loaded, config, output, progress)
+        else:
+            report = quantize(
+                file,
+                loaded,
+                output,
+                config,
+                verify=verify_on(loaded, VerifyConfig(provider=provider, threads=threads)),
+                measure_speedup=onnx_speedup(provider, threads),
+                progress=progress,
+                force=force,
+            ).report
+    _render(report, given)
 
 
 @main.command()

@@ -16,10 +16,11 @@ from compress.distill import distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
 from compress.int8_layouts import fast_layout
+from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
-from compress.quantize import QuantizeConfig, quantize
+from compress.quantize import Int8SensitivityReport, QuantizeConfig, quantization_sensitivity, quantize
 from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder
@@ -145,6 +146,16 @@ def find_sensitivity(
     report = layer_sensitivity(model, config, data, progress)
     with whole_file(output) as part:
         part.write_text(sensitivity_plot(report))
+    return report
+
+
+def find_int8_sensitivity(
+    model: OnnxModel, data: Data, config: QuantizeConfig, output: Path, progress: Progress
+) -> Int8SensitivityReport:
+    """Measure what each layer loses in int8 and write the plot."""
+    report = quantization_sensitivity(model, data, config, progress)
+    with whole_file(output) as part:
+        part.write_text(int8_sensitivity_plot(report.layers))
     return report
 
 

@@ -159,7 +159,7 @@ def _table(*header: str) -> Any:
     return table
 
 
-_TEXT = {"", "kind", "from", "state", "result", "setting", "figure", "verdict", "fell back", "layout"}
+_TEXT = {"", "kind", "from", "state", "result", "setting", "figure", "verdict", "fell back", "form"}
 
 
 @contextmanager

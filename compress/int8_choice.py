@@ -1,4 +1,7 @@
-"""Which form of int8 serves here: each is written, timed against float32 and scored; the fastest that fits is kept."""
+"""Which form of int8 serves here: each is written, timed against float32 and scored; the fastest that fits is kept.
+
+Where what is fast loses too much, the ranges are found in other ways, and then the fewest layers go back to float.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,7 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from compress.calibration import Method
 from compress.int8_layouts import Layout
+from compress.int8_sensitivity import LayerDamage
 from core.data import Data
 from core.errors import GateMissedError
 from core.onnx_model import OnnxModel, open_onnx
@@ -18,76 +23,177 @@ KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A way to write the file.
+
+    Attributes:
+        layout: Its element types and operators.
+        method: How its ranges are found.
+        in_float: Names of nodes that stay in float.
+    """
+
+    layout: Layout
+    method: Method
+    in_float: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Describe the form in a few words."""
+        back = f", {len(self.in_float)} layers in float" if self.in_float else ""
+        return f"{self.layout.title}, {self.method}{back}"
+
+
 class Tried(BaseModel, frozen=True):
     """One candidate.
 
     Attributes:
-        layout: What it is, in a few words.
+        form: What it is, in a few words.
         speedup: Latency of float32 over its own, on ONNX Runtime; None where it was not measured.
-        drop: Points of accuracy lost, of agreement with float32 where the data has no labels.
+        drop: Points of accuracy lost, of agreement with float32 where the data has no labels; None where not scored.
         verdict: Why it was kept or dropped.
     """
 
-    layout: str
+    form: str
     speedup: float | None
     drop: float | None
     verdict: str
 
 
 @dataclass(frozen=True, slots=True)
+class Trial:
+    """What candidates are put through.
+
+    Attributes:
+        write: Writes a form to a file.
+        measure_speedup: Speedup of a file over float32.
+        drop_of: Points of accuracy that a file loses.
+        folder: Where the files go.
+        max_drop: Points that may be lost.
+        progress: Told of every candidate.
+    """
+
+    write: Callable[[Form, Path], None]
+    measure_speedup: Callable[[OnnxModel], float]
+    drop_of: Callable[[OnnxModel], float]
+    folder: Path
+    max_drop: float
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
 class _Measured:
-    layout: Layout
+    form: Form
     path: Path
     speedup: float
     drop: float
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The form that is kept, its file and speedup, and everything that was tried."""
+
+    form: Form
+    path: Path
+    speedup: float
+    tried: tuple[Tried, ...]
+
+
 def choose(
-    model: OnnxModel,
-    data: Data,
-    candidates: Sequence[Layout],
-    write: Callable[[Layout, Path], None],
-    measure_speedup: Callable[[OnnxModel, OnnxModel], float],
-    folder: Path,
-    *,
-    max_drop: float,
-    provider: str,
-    progress: Progress,
-) -> tuple[Path, Layout, tuple[Tried, ...]]:
-    """Return the file that is fastest within the drop allowed, its layout, and what was tried.
+    layouts: Sequence[Layout],
+    trial: Trial,
+    methods: Sequence[Method],
+    sensitivity: Callable[[Form], Sequence[LayerDamage]],
+) -> Choice:
+    """Return the fastest form that loses no more than it may.
 
     Args:
-        model: The float32 file.
-        data: Its validation split is scored.
-        candidates: In the order of preference among equals.
-        write: Writes a candidate's file.
-        measure_speedup: Speedup of the second file over the first.
-        folder: Where the files go.
-        max_drop: Points of accuracy that may be lost.
-        provider: Where the files run.
-        progress: Told of every candidate.
+        layouts: In the order of preference among equals.
+        trial: What they are put through.
+        methods: Ways to find ranges: the first serves all layouts, the others the fastest where it loses too much.
+        sensitivity: What each layer loses in a form; asked for where no method serves.
 
     Raises:
-        GateMissedError: None is faster than float32, or none of those that are keeps its accuracy.
+        GateMissedError: None is faster than float32, or none that is keeps its accuracy.
     """
-    score = _scorer(model, data, provider)
     found: list[_Measured] = []
-    failed: list[Tried] = []
-    for index, layout in enumerate(candidates):
-        path = folder / f"candidate{index}.onnx"
+    tried: list[Tried] = []
+    for index, layout in enumerate(layouts):
+        form = Form(layout, methods[0])
         try:
-            write(layout, path)
-            candidate = open_onnx(path)
-            found.append(_Measured(layout, path, measure_speedup(model, candidate), score(candidate)))
+            found.append(_measured(form, trial, f"layout{index}"))
         except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
             reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
-            failed.append(Tried(layout=layout.title, speedup=None, drop=None, verdict=reason))
-        progress("choose", index + 1, len(candidates), "candidates")
-    best = _fastest([one for one in found if one.speedup > 1 and one.drop <= max_drop])
-    tried = (*(_told(one, best, max_drop) for one in found), *failed)
+            tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
+        trial.progress("choose", index + 1, len(layouts), "forms")
+    faster = [one for one in found if one.speedup > 1]
+    best = _fastest([one for one in faster if one.drop <= trial.max_drop])
+    fastest = _fastest([one for one in faster if one.form.layout.form == "qdq"])  # of which single nodes can be let out
+    if best is None and fastest is not None:
+        others, best = _rescued(fastest, trial, methods[1:], sensitivity)
+        found += others
+    told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
     if best is None:
-        raise GateMissedError(_why_none(found, max_drop), [one.model_dump() for one in tried])
-    return best.path, best.layout, tried
+        raise GateMissedError(_why_none(found, trial.max_drop), [one.model_dump() for one in told])
+    return Choice(best.form, best.path, best.speedup, told)
+
+
+def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxModel], float]:
+    """Return the function that says how many points of accuracy a file loses on the validation split.
+
+    Without labels it is points of agreement.
+    """
+    logits, targets = predict(model, data, "validation", limit=SCORED, provider=provider)
+    if not data.split("validation").is_labelled:
+        targets = logits.argmax(1)
+    before = accuracy(logits, targets)
+    return lambda candidate: (
+        before - accuracy(predict(candidate, data, "validation", limit=SCORED, provider=provider)[0], targets)
+    )
+
+
+def _rescued(
+    fastest: _Measured,
+    trial: Trial,
+    methods: Sequence[Method],
+    sensitivity: Callable[[Form], Sequence[LayerDamage]],
+) -> tuple[list[_Measured], _Measured | None]:
+    """Find ranges in other ways, then put layers back; return what was tried and what serves."""
+    layout = fastest.form.layout
+    others = [_scored(Form(layout, method), trial, method, fastest.speedup) for method in methods]
+    nearest = min([fastest, *others], key=lambda one: one.drop)
+    if nearest.drop <= trial.max_drop:
+        return others, nearest
+    order = [one.node for one in sorted(sensitivity(nearest.form), key=lambda one: one.total, reverse=True)]
+    low, high = 0, len(order)  # so many are too few, so many are enough
+    serves: _Measured | None = None
+    while high - low > 1:
+        count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
+        form = Form(layout, nearest.form.method, tuple(order[:count]))
+        one = _scored(form, trial, f"float{count}", fastest.speedup)
+        if one.drop <= trial.max_drop:
+            high, serves = count, one
+        else:
+            low = count
+            others.append(one)
+    if serves is None:
+        return others, None
+    timed = _Measured(serves.form, serves.path, trial.measure_speedup(open_onnx(serves.path)), serves.drop)
+    return [*others, timed], timed if timed.speedup > 1 else None
+
+
+def _measured(form: Form, trial: Trial, name: str) -> _Measured:
+    path = trial.folder / f"{name}.onnx"
+    trial.write(form, path)
+    candidate = open_onnx(path)
+    return _Measured(form, path, trial.measure_speedup(candidate), trial.drop_of(candidate))
+
+
+def _scored(form: Form, trial: Trial, name: str, speedup: float) -> _Measured:
+    """Write and score a form whose speed is known."""
+    path = trial.folder / f"{name}.onnx"
+    trial.write(form, path)
+    return _Measured(form, path, speedup, trial.drop_of(open_onnx(path)))
 
 
 def _fastest(found: Sequence[_Measured]) -> _Measured | None:
@@ -96,17 +202,6 @@ def _fastest(found: Sequence[_Measured]) -> _Measured | None:
         if best is None or one.speedup > best.speedup * (1 + CLOSE):
             best = one
     return best
-
-
-def _scorer(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxModel], float]:
-    """Return the function that says how many points a file loses."""
-    logits, targets = predict(model, data, "validation", limit=SCORED, provider=provider)
-    if not data.split("validation").is_labelled:
-        targets = logits.argmax(1)
-    before = accuracy(logits, targets)
-    return lambda candidate: (
-        before - accuracy(predict(candidate, data, "validation", limit=SCORED, provider=provider)[0], targets)
-    )
 
 
 def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
@@ -118,7 +213,7 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
         verdict = f"loses more than {max_drop:g} points"
     else:
         verdict = "no faster than what was kept"
-    return Tried(layout=one.layout.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
+    return Tried(form=one.form.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
 
 
 def _why_none(found: Sequence[_Measured], max_drop: float) -> str:
@@ -128,12 +223,12 @@ def _why_none(found: Sequence[_Measured], max_drop: float) -> str:
     if not faster:
         fastest = max(found, key=lambda one: one.speedup)
         return (
-            f"no int8 form is faster than float32 here: the fastest, {fastest.layout.title}, runs at "
+            f"no int8 form is faster than float32 here: the fastest, {fastest.form.title}, runs at "
             f"{fastest.speedup:.2f}x its speed; keep the float32 file"
         )
     closest = min(faster, key=lambda one: one.drop)
     return (
-        f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.layout.title} runs at "
-        f"{closest.speedup:.2f}x and loses {closest.drop:.2f}; try --calibration-method mse, --exclude or a higher "
+        f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} runs at "
+        f"{closest.speedup:.2f}x and loses {closest.drop:.2f}; calibrate on samples like those it will see, or raise "
         "--max-drop"
     )

@@ -13,6 +13,8 @@ from compress.calibration import Ranges
 from compress.int8_layouts import Layout
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
+"""Operators whose output is as finely told as their input."""
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 
 
@@ -23,7 +25,7 @@ def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
     return prepared
 
 
-def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, nodes_to_exclude: Sequence[str]) -> None:
+def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, in_float: Sequence[str]) -> None:
     """Write the int8 form of a file.
 
     Args:
@@ -31,7 +33,7 @@ def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, nod
         output: The file to make.
         ranges: Of its tensors.
         layout: The form.
-        nodes_to_exclude: Names of graph nodes to leave in float.
+        in_float: Names of graph nodes that stay in float, and, in the ``qdq`` form, read what no rounding has touched.
     """
     known = prepared.with_name("ranges.json")
     arrays = {name: tuple(np.float32(one) for one in kept) for name, kept in ranges.items()}
@@ -46,6 +48,31 @@ def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, nod
         reduce_range=layout.reduce_range,
         activation_type=TYPES[layout.activation_type],
         weight_type=TYPES[layout.weight_type],
-        nodes_to_exclude=list(nodes_to_exclude),
+        nodes_to_exclude=list(in_float),
         calibration_cache_path=known,
+        extra_options={"QDQKeepRemovableActivations": bool(in_float)},  # a range that begins at zero stands for Relu
     )
+    if in_float and layout.form == "qdq":
+        made = onnx.load(output)
+        _read_unrounded(made.graph, in_float)
+        onnx.save(made, output)
+
+
+def _read_unrounded(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Let nodes read tensors from before the pairs of QuantizeLinear and DequantizeLinear, in place."""
+    maker = {output: node for node in graph.node for output in node.output}
+    waiting = [node for node in graph.node if node.name in names]
+    while waiting:
+        node = waiting.pop()
+        for index, tensor in enumerate(node.input):
+            restored = maker.get(tensor)
+            rounded = maker.get(restored.input[0]) if restored and restored.op_type == "DequantizeLinear" else None
+            if rounded is not None and rounded.op_type == "QuantizeLinear":
+                node.input[index] = rounded.input[0]
+            before = maker.get(node.input[index])
+            if before is not None and before.op_type in PASSING:
+                waiting.append(before)
+    for operator in ("DequantizeLinear", "QuantizeLinear"):  # those that nothing reads any more
+        read = {tensor for node in graph.node for tensor in node.input} | {one.name for one in graph.output}
+        for node in [one for one in graph.node if one.op_type == operator and one.output[0] not in read]:
+            graph.node.remove(node)

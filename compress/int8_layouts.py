@@ -10,7 +10,7 @@ from core.machine import int8_instructions
 from core.sessions import provider_name
 
 ElementType = Literal["uint8", "int8"]
-Form = Literal["qdq", "qoperator"]
+FileForm = Literal["qdq", "qoperator"]
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that multiply, and so gain the most
 
 
@@ -31,7 +31,7 @@ class Layout(BaseModel, frozen=True):
     weight_type: ElementType
     reduce_range: bool
     per_channel: bool = True
-    form: Form = "qdq"
+    form: FileForm = "qdq"
     only: tuple[str, ...] = ()
     reason: str
 

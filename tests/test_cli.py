@@ -222,3 +222,12 @@ def test_a_target_out_of_reach_exits_3_with_what_was_tried(onnxpress: Onnxpress,
     assert lines[start + 2].split() == ["pruning", "ratio", "reached", "params"]
     assert len(lines) > start + 6
     assert not Path("out").exists()
+
+
+def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    arguments = ["quantize", exported.path, "--sensitivity", "--calibration-samples", 64, "--data", "digits"]
+    result = onnxpress(*arguments, "-o", "int8.html", "--json")
+    assert result.exit_code == 0
+    layers = json.loads(result.stdout)["layers"]
+    assert {"node", "operator", "weights", "activations"} == set(layers[0])
+    assert layers[0]["node"] in Path("int8.html").read_text()

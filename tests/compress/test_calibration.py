@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from compress.calibration import BINS, RANGE_OF, Method, Seen, calibrate, minmax, mse, percentile
+from compress.calibration import BINS, RANGE_OF, Method, Seen, minmax, mse, observe, percentile, ranges_of
 from core.errors import ToolError
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
@@ -45,7 +45,7 @@ def normal_with_outliers(outlier: float = 100.0) -> NDArray[np.float32]:
 def test_every_tensor_has_the_range_of_all_batches(method: Method) -> None:
     batches = [np.full((2, 8), value, np.float32) for value in (1.0, -3.0, 2.0)]
     told: list[int] = []
-    ranges = calibrate(graph("Relu"), batches, method, told.append)
+    ranges = ranges_of(observe(graph("Relu"), batches, told.append, histograms=method != "minmax"), method)
     assert told == [1, 2, 3]
     if method == "minmax":
         assert ranges == {"x": (-3.0, 2.0), "middle": (0.0, 2.0), "y": (0.0, 2.0)}
@@ -54,7 +54,8 @@ def test_every_tensor_has_the_range_of_all_batches(method: Method) -> None:
 
 
 def test_zero_is_in_every_range() -> None:
-    assert calibrate(graph("Identity"), [np.full((1, 8), 5, np.float32)], "minmax", lambda _: None)["x"] == (0.0, 5.0)
+    seen = observe(graph("Identity"), [np.full((1, 8), 5, np.float32)], lambda _: None)
+    assert ranges_of(seen, "minmax")["x"] == (0.0, 5.0)
 
 
 def test_a_histogram_that_grew_is_that_of_all_values() -> None:
@@ -106,27 +107,27 @@ def test_a_tensor_of_zeros_has_a_range(method: Method) -> None:
     assert (max(low, 0.0), min(high, 0.0)) == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_tensor_that_is_not_finite_is_named(method: Method) -> None:
+@pytest.mark.parametrize("histograms", [True, False])
+def test_a_tensor_that_is_not_finite_is_named(histograms: bool) -> None:
     with pytest.raises(ToolError, match="the tensor 'middle' is not finite on a calibration sample"):
-        calibrate(graph("Log"), [np.full((1, 8), -1, np.float32)], method, lambda _: None)
+        observe(graph("Log"), [np.full((1, 8), -1, np.float32)], lambda _: None, histograms=histograms)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["minmax", "mse"])
-def test_memory_does_not_grow_with_the_samples(method: str) -> None:
-    few, many = (peak_bytes(method, samples) for samples in (512, 8192))
+@pytest.mark.parametrize("histograms", [True, False])
+def test_memory_does_not_grow_with_the_samples(histograms: bool) -> None:
+    few, many = (peak_bytes(histograms, samples) for samples in (512, 8192))
     assert many < 1.1 * few
 
 
-def peak_bytes(method: str, samples: int) -> int:
+def peak_bytes(histograms: bool, samples: int) -> int:
     """Calibrate a convolution in a process of its own, and return the most memory it held."""
     code = """
 import resource, sys
 import numpy as np, onnx
 from onnx import TensorProto, helper, numpy_helper
-from compress.calibration import calibrate
-method, samples = sys.argv[1], int(sys.argv[2])
+from compress.calibration import observe
+histograms, samples = sys.argv[1] == "True", int(sys.argv[2])
 weight = np.random.default_rng(0).standard_normal((32, 3, 3, 3)).astype(np.float32)
 made = helper.make_graph(
     [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])], "g",
@@ -137,9 +138,9 @@ made = helper.make_graph(
 proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 random = np.random.default_rng(0)
 batches = (random.standard_normal((32, 3, 16, 16), dtype=np.float32) for _ in range(samples // 32))
-calibrate(proto, batches, method, lambda _: None)
+observe(proto, batches, lambda _: None, histograms=histograms)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", code, method, str(samples)]
+    command = [sys.executable, "-c", code, str(histograms), str(samples)]
     return int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)

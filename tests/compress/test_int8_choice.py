@@ -14,6 +14,7 @@ from core.data_reference import load_data
 from core.errors import GateMissedError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
+from core.predict import accuracy, predict
 from export.to_onnx import ExportConfig, export
 from stages import onnx_speedup
 
@@ -57,7 +58,7 @@ def test_the_fastest_is_kept(
 ) -> None:
     report = quantized(exported, digits, tmp_path, by_form(**speedups)).report
     assert kept in report.layout.title
-    assert [one.layout for one in report.tried if one.verdict == "kept"] == [report.layout.title]
+    assert [one.form for one in report.tried if one.verdict == "kept"] == [f"{report.layout.title}, minmax"]
     assert len(report.tried) == len(layouts_worth_trying("cpu"))
     assert all(one.verdict == "not faster than float32" for one in report.tried if one.speedup < 1)
 
@@ -76,14 +77,29 @@ def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_p
     arrays = {"x_train": bright // 25, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
     np.savez(tmp_path / "dark.npz", **arrays)  # what calibrates is darker by far than what is scored
     clock = by_form(channel=2.0, tensor=2.0, qoperator=2.0, products=2.0)
-    with pytest.raises(GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+; try") as caught:
+    with pytest.raises(GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+; calib") as caught:
         quantized(exported, load_data(str(tmp_path / "dark.npz")), tmp_path, clock)
     assert {row["verdict"] for row in caught.value.tried} == {"loses more than 1 points"}
+    forms = [row["form"] for row in caught.value.tried]
+    assert all(any(method in form for form in forms) for method in ("minmax", "percentile", "entropy", "mse"))
+    assert "layers in float" in forms[-1]
+
+
+def test_the_layer_that_loses_too_much_stays_in_float(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
+    model, ring = hard
+    before = accuracy(*predict(model, ring, "test"))
+    minmax = quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model
+    assert before - accuracy(*predict(minmax, ring, "test")) > 5
+    made = quantized(model, ring, tmp_path, lambda *_: 2.0)
+    assert before - accuracy(*predict(made.model, ring, "test")) < 1
+    assert made.report.left_in_float == ("node_linear_1",)
+    assert made.model.is_quantized
+    assert made.report.tried[-1].form.endswith("1 layers in float")
 
 
 def test_a_form_that_cannot_be_written_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     def clock(_: OnnxModel, candidate: OnnxModel) -> float:
-        if candidate.path.name == "candidate2.onnx":
+        if candidate.path.name == "layout2.onnx":
             raise RuntimeError("no kernel for\nthis")
         return 2.0
 
@@ -101,6 +117,7 @@ def test_what_is_given_by_hand_is_obeyed(
     assert "as asked for" in report.layout.reason
 
 
+@pytest.mark.slow
 def test_the_choice_is_measured(tiny: str, digits: Data, tmp_path: Path) -> None:
     wide = export(load_torch_model(f"{tiny}:deep,width=64", digits), tmp_path / "wide.onnx", ExportConfig()).model
     report = quantized(wide, digits, tmp_path, onnx_speedup("cpu", 1), max_drop=100.0).report

@@ -1,0 +1,186 @@
+"""What each layer loses in int8, its weights and its activations apart.
+
+One float32 graph serves every look: behind each layer's weight and input stands its rounding to int8, which a switch
+adds.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from pydantic import BaseModel
+
+from compress.calibration import Ranges
+from compress.int8_layouts import PRODUCTS, Layout
+from core.sessions import FloatArray, open_session
+
+WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
+
+
+class LayerDamage(BaseModel, frozen=True):
+    """One layer.
+
+    Attributes:
+        node: Name of its node in the graph.
+        operator: Its type.
+        weights: Divergence of the answers with its weights in int8 and all else in float, in nats.
+        activations: The same of its input.
+    """
+
+    node: str
+    operator: str
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Both."""
+        return self.weights + self.activations
+
+
+def int8_sensitivity(
+    proto: onnx.ModelProto,
+    ranges: Ranges,
+    layout: Layout,
+    batches: Sequence[FloatArray],
+    progress: Callable[[int, int], None],
+) -> tuple[LayerDamage, ...]:
+    """Quantize each layer alone, weights and activations apart, and measure how far the answers move.
+
+    Args:
+        proto: A float32 graph of one input, whose first output is logits (N, num_classes).
+        ranges: Of its tensors.
+        layout: How weights are rounded.
+        batches: What it is asked, (N, ...) each.
+        progress: Told of looks done and looks in all.
+
+    Returns:
+        The layers in the order of the graph: mean Kullback-Leibler divergence from float32's answers.
+    """
+    switched, layers = _switched(proto, ranges, layout)
+    with tempfile.TemporaryDirectory() as scratch:
+        onnx.save(switched, Path(scratch) / "switched.onnx")
+        session = open_session(Path(scratch) / "switched.onnx")
+    given, answer = proto.graph.input[0].name, proto.graph.output[0].name
+
+    def answers(weights: NDArray[np.float32], activations: NDArray[np.float32]) -> NDArray[np.float64]:
+        switches = {WEIGHTS: weights, ACTIVATIONS: activations}
+        logits = [session.run([answer], {given: batch, **switches})[0] for batch in batches]
+        return _log_softmax(np.concatenate(logits).astype(np.float64))
+
+    off = np.zeros(len(layers), np.float32)
+    whole = answers(off, off)
+    found = []
+    for index, node in enumerate(layers):
+        alone = off.copy()
+        alone[index] = 1
+        damage = [_divergence(whole, answers(*pair)) for pair in ((alone, off), (off, alone))]
+        found.append(LayerDamage(node=node.name, operator=node.op_type, weights=damage[0], activations=damage[1]))
+        progress(index + 1, len(layers))
+    return tuple(found)
+
+
+def int8_sensitivity_plot(found: Sequence[LayerDamage]) -> str:
+    """Return one HTML page with a bar for each layer, weights and activations apart; it opens offline."""
+    names = [one.node for one in found]
+    bars = [
+        go.Bar(name=name, y=names, x=[getattr(one, name) for one in found], orientation="h")
+        for name in ("weights", "activations")
+    ]
+    figure = go.Figure(bars)
+    figure.update_layout(
+        title="Divergence of the answers with one layer in int8",
+        barmode="stack",
+        xaxis={"title": "nats", "side": "top"},
+        yaxis={"autorange": "reversed", "automargin": True},
+        height=160 + 22 * len(names),
+        template="plotly_white",
+    )
+    page: str = figure.to_html(include_plotlyjs=True, full_html=True)
+    return page
+
+
+def _switched(proto: onnx.ModelProto, ranges: Ranges, layout: Layout) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+    """Return the graph with a switch for each layer's weights and input, and the layers."""
+    switched = onnx.ModelProto()
+    switched.CopyFrom(proto)
+    graph = switched.graph
+    constants = {one.name: one for one in graph.initializer}
+    layers: list[onnx.NodeProto] = []
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type in PRODUCTS and node.input[1] in constants and node.input[0] in ranges:
+            index, own_weight, own_input = len(layers), f"{node.name}{WEIGHTS}", f"{node.name}{ACTIVATIONS}"
+            layers.append(node)
+            weight = numpy_helper.to_array(constants[node.input[1]])
+            rounded = _rounded_weight(weight, node, layout)
+            change = numpy_helper.from_array(rounded - weight, f"{own_weight}/change")
+            graph.initializer.append(change)
+            nodes += _added(own_weight, node.input[1], change.name, WEIGHTS, index, graph)
+            nodes += _rounding(own_input, node.input[0], ranges[node.input[0]], graph)
+            nodes += _added(own_input, node.input[0], f"{own_input}/change", ACTIVATIONS, index, graph)
+            node.input[0], node.input[1] = own_input, own_weight
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    graph.input.extend(
+        helper.make_tensor_value_info(one, TensorProto.FLOAT, [len(layers)]) for one in (WEIGHTS, ACTIVATIONS)
+    )
+    return switched, layers
+
+
+def _added(name: str, tensor: str, change: str, switches: str, index: int, graph: onnx.GraphProto) -> list[Any]:
+    """Return the nodes that make `name`: a tensor and, as far as a switch says, a change."""
+    graph.initializer.append(numpy_helper.from_array(np.array(index), f"{name}/index"))
+    return [
+        helper.make_node("Gather", [switches, f"{name}/index"], [f"{name}/switch"]),
+        helper.make_node("Mul", [change, f"{name}/switch"], [f"{name}/part"]),
+        helper.make_node("Add", [tensor, f"{name}/part"], [name]),
+    ]
+
+
+def _rounding(name: str, tensor: str, kept: tuple[float, float], graph: onnx.GraphProto) -> list[Any]:
+    """Return the nodes that make what rounding to uint8 in a range adds to a tensor."""
+    scale = np.float32(max(kept[1] - kept[0], 1e-12) / 255)
+    graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), f"{name}/scale"))
+    graph.initializer.append(numpy_helper.from_array(np.array(round(-kept[0] / scale), np.uint8), f"{name}/zero"))
+    coding = [f"{name}/scale", f"{name}/zero"]
+    return [
+        helper.make_node("QuantizeLinear", [tensor, *coding], [f"{name}/int8"]),
+        helper.make_node("DequantizeLinear", [f"{name}/int8", *coding], [f"{name}/rounded"]),
+        helper.make_node("Sub", [f"{name}/rounded", tensor], [f"{name}/change"]),
+    ]
+
+
+def _rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: Layout) -> NDArray[np.float32]:
+    """Return a weight as int8 tells it."""
+    axis = _output_axis(node, weight.ndim) if layout.per_channel else None
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    most = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.maximum(most, 1e-12) / (63 if layout.reduce_range else 127)
+    return np.asarray(np.round(weight / scale) * scale, np.float32)
+
+
+def _output_axis(node: onnx.NodeProto, rank: int) -> int:
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    transposed = any(one.name == "transB" and one.i for one in node.attribute)
+    return 0 if transposed else rank - 1
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
+
+
+def _divergence(before: NDArray[np.float64], now: NDArray[np.float64]) -> float:
+    return max(float((np.exp(before) * (before - now)).sum(axis=1).mean()), 0.0)
