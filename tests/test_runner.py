@@ -172,6 +172,7 @@ def test_a_stage_that_fails_loses_nothing_that_is_done(run_some: Callable[..., C
     assert ran(run()) == ["prune"]
 
 
+@pytest.mark.slow
 def test_a_verification_that_fails_in_a_run_exits_3(run_some: Callable[..., Callable[..., Result]]) -> None:
     run = run_some("teacher", "student", "prune", "float32", "verify", "int8")
     result = run("verify.atol=1e-12")

@@ -111,6 +111,7 @@ def test_the_table_has_every_model_and_refuses_a_percentile_without_its_sample(o
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_choosing_a_setting_changes_every_chart(opened: Callable[..., Opened]) -> None:
     page = opened(a_report())
     charts = {"front": "data[1].x", "distributions": "data[3].x", "operators": "data[0].x", "order": "data[0].y"}
@@ -130,6 +131,7 @@ def test_choosing_a_model_changes_headline_profile_and_lineage(opened: Callable[
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_only_models_that_none_beats_are_on_the_front(opened: Callable[..., Opened]) -> None:
     page = opened(a_report())
     times = page.data("front", "data[0].x")[:-1]
@@ -155,7 +157,7 @@ def test_pointing_at_a_chart_shows_the_figures(opened: Callable[..., Opened]) ->
 
 
 @needs_chromium
-@pytest.mark.parametrize(("theme", "other"), [("light", "dark"), ("dark", "light")])
+@pytest.mark.parametrize(("theme", "other"), [("light", "dark"), pytest.param("dark", "light", marks=pytest.mark.slow)])
 def test_the_theme_is_the_systems_until_it_is_changed(opened: Callable[..., Opened], theme: str, other: str) -> None:
     page = opened(a_report(), theme=theme)
     colours = "[getComputedStyle(document.body).backgroundColor, document.getElementById('front').layout.font.color]"
@@ -174,6 +176,7 @@ def test_the_json_is_the_report(opened: Callable[..., Opened]) -> None:
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_the_csv_of_results_has_every_row(opened: Callable[..., Opened]) -> None:
     report = a_report()
     records = list(csv.DictReader(opened(report).downloaded("#download-results").splitlines()))
@@ -216,6 +219,7 @@ def test_a_narrow_page_does_not_scroll_sideways(opened: Callable[..., Opened], w
 
 
 @needs_chromium
+@pytest.mark.slow
 def test_charts_follow_the_width_of_the_page(opened: Callable[..., Opened]) -> None:
     page = opened(a_report())
     page.page.set_viewport_size({"width": 400, "height": 800})

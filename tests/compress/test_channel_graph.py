@@ -46,7 +46,10 @@ def test_silenced_channels_answer_like_cut_ones(block: str, share: float) -> Non
     assert looked_at
 
 
-@pytest.mark.parametrize("block", ["Halves", "Parts", "Uneven", "Shuffle", "HoldsItsWidth"])
+@pytest.mark.parametrize(
+    "block",
+    ["Parts", "HoldsItsWidth"] + [pytest.param(one, marks=pytest.mark.slow) for one in ("Halves", "Uneven", "Shuffle")],
+)
 def test_what_splits_runs_exports_and_rebuilds_when_narrower(block: str, tmp_path: Path) -> None:
     model = load(f"model,block={block}")
     pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform")).model

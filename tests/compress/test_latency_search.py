@@ -77,7 +77,10 @@ def test_widths_stand_where_the_kernels_have_steps(deep: TorchModel, digits: Dat
     assert min(widths) < 32
 
 
-@pytest.mark.parametrize("more", ["", ",num_layers=2,bidirectional=true", ",kind=GRU"])
+@pytest.mark.parametrize(
+    "more",
+    [",kind=GRU"] + [pytest.param(one, marks=pytest.mark.slow) for one in ("", ",num_layers=2,bidirectional=true")],
+)
 def test_recurrent_layers_are_narrowed(more: str, tiny: str, digits: Data) -> None:
     model = load_torch_model(f"{tiny}:recurrent{more}", digits)
     result = pruned(model, digits, speedup=1.3, ignore=("embed",))
