@@ -200,6 +200,47 @@ prune_options = _together(
 )
 
 
+quantize_options = _together(
+    click.option(
+        "--activation-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine."
+    ),
+    click.option("--weight-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine."),
+    click.option(
+        "--per-channel/--per-tensor",
+        default=None,
+        help="One weight scale per channel, or one in all. Default: what is fast.",
+    ),
+    click.option("--form", type=click.Choice(["qdq", "qoperator"]), help="Default: what is fast on this machine."),
+    click.option(
+        "--max-drop",
+        type=click.FloatRange(0),
+        default=1.0,
+        show_default=True,
+        help="Points of accuracy that may be lost.",
+    ),
+    click.option(
+        "--calibration-method",
+        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
+        help="How a range follows from what was seen. Default: minmax, and the others where that loses too much.",
+    ),
+    click.option(
+        "--calibration-samples",
+        type=click.IntRange(1),
+        default=512,
+        show_default=True,
+        help="Training samples to look at.",
+    ),
+    click.option(
+        "--exclude", "nodes_to_exclude", multiple=True, metavar="NODE", help="Leave this node in float; repeatable."
+    ),
+    click.option(
+        "--sensitivity",
+        is_flag=True,
+        help="Instead of quantizing: plot, to OUTPUT, what each layer loses.",
+    ),
+)
+
+
 def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
     if value is None:
         return None

@@ -5,13 +5,14 @@ among them.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from core.module_paths import paths_entered
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 FUSED = {"qkv": 3, "kv": 2, "to_qkv": 3}  # a projection that makes several at once -> how many
@@ -65,26 +66,19 @@ def _set_attributes(attention: nn.Module, count: int, width: int) -> None:
 def _scaled_by_width(original: nn.Module, paths: list[str], run: Callable[[nn.Module], object]) -> set[str]:
     """Return those attention modules whose scores are divided by the root of whatever width they have."""
     found: set[str] = set()
-    entered: list[str] = []
+    if not paths:
+        return found
+    with paths_entered(original) as entered, torch.no_grad():
 
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-            named = named or {}
-            if function is functional.scaled_dot_product_attention and named.get("scale") is None and entered:
-                found.add(entered[-1])
-            return function(*arguments, **named)
+        class Watch(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+                named = named or {}
+                if function is functional.scaled_dot_product_attention and named.get("scale") is None:
+                    found.update([path for path in reversed(entered) if path in paths][:1])
+                return function(*arguments, **named)
 
-    def leave(*_: object) -> None:
-        entered.pop()
-
-    if paths:
-        with ExitStack() as hooks, torch.no_grad():
-            for path in paths:
-                attention = original.get_submodule(path)
-                hooks.enter_context(attention.register_forward_pre_hook(lambda *_, path=path: entered.append(path)))
-                hooks.enter_context(attention.register_forward_hook(leave))
-            with Watch():
-                run(original)
+        with Watch():
+            run(original)
     return found
 
 

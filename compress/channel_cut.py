@@ -15,7 +15,7 @@ import torch_pruning
 from torch import nn
 
 from compress.attention_heads import fit_attention, split_projections
-from compress.channel_graph import ChannelGraph, ChannelPruner
+from compress.channel_graph import SEEN_WHEN_CALLED, ChannelGraph, ChannelPruner
 from compress.held_widths import fit_widths
 from compress.left_whole import is_layer, left_whole
 from compress.recurrent_channels import RECURRENT, RecurrentPruner, opaque_recurrence
@@ -28,7 +28,7 @@ from core.trace_failure import failing_module
 Importance = Callable[[Any], torch.Tensor | None]
 """A torch-pruning group -> the score of each of its channels, (channels,); None where it cannot tell."""
 
-PRUNED_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, *RECURRENT)
+PRUNED_LAYERS = (*SEEN_WHEN_CALLED, *RECURRENT)
 PROTECTION = 1e6  # above any score: torch-pruning's are normalised to a mean of 1
 
 IMPORTANCES: dict[str, Callable[[], Importance]] = {

@@ -43,7 +43,7 @@ def damage_of(
         whole = _log_probabilities(module, samples)
         for index, change in enumerate(changes):
             with change():
-                found.append(_divergence(whole, _log_probabilities(module, samples)))
+                found.append(divergence(whole, _log_probabilities(module, samples)))
             progress("sensitivity", index + 1, len(changes), "looks")
     return found
 
@@ -52,5 +52,11 @@ def _log_probabilities(module: nn.Module, samples: Sequence[Tensor]) -> Tensor:
     return torch.cat([functional.log_softmax(module(one), dim=1) for one in samples])
 
 
-def _divergence(before: Tensor, now: Tensor) -> float:
+def divergence(before: Tensor, now: Tensor) -> float:
+    """Return the mean Kullback-Leibler divergence of answers from those before, in nats.
+
+    Args:
+        before: Log probabilities, (N, num_classes).
+        now: Likewise.
+    """
     return max(float(functional.kl_div(now, before, reduction="batchmean", log_target=True)), 0.0)

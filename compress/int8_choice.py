@@ -4,7 +4,7 @@ Where what is fast loses too much, the ranges are found in other ways, and then 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -122,6 +122,8 @@ def choose(
         form = Form(layout, methods[0])
         try:
             found.append(_measured(form, trial, f"layout{index}"))
+        except OSError:  # the disk is full, say: no form is to blame
+            raise
         except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
             reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
             tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
@@ -160,7 +162,7 @@ def _rescued(
 ) -> tuple[list[_Measured], _Measured | None]:
     """Find ranges in other ways, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
-    others = [_scored(Form(layout, method), trial, method, fastest.speedup) for method in methods]
+    others = [_measured(Form(layout, method), trial, method, fastest.speedup) for method in methods]
     nearest = min([fastest, *others], key=lambda one: one.drop)
     if nearest.drop <= trial.max_drop:
         return others, nearest
@@ -170,7 +172,7 @@ def _rescued(
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = Form(layout, nearest.form.method, tuple(order[:count]))
-        one = _scored(form, trial, f"float{count}", fastest.speedup)
+        one = _measured(form, trial, f"float{count}", fastest.speedup)
         if one.drop <= trial.max_drop:
             high, serves = count, one
         else:
@@ -178,22 +180,16 @@ def _rescued(
             others.append(one)
     if serves is None:
         return others, None
-    timed = _Measured(serves.form, serves.path, trial.measure_speedup(open_onnx(serves.path)), serves.drop)
+    timed = replace(serves, speedup=trial.measure_speedup(open_onnx(serves.path)))
     return [*others, timed], timed if timed.speedup > 1 else None
 
 
-def _measured(form: Form, trial: Trial, name: str) -> _Measured:
+def _measured(form: Form, trial: Trial, name: str, speedup: float | None = None) -> _Measured:
+    """Write and score a form, and time it where its speed is not known."""
     path = trial.folder / f"{name}.onnx"
     trial.write(form, path)
     candidate = open_onnx(path)
-    return _Measured(form, path, trial.measure_speedup(candidate), trial.drop_of(candidate))
-
-
-def _scored(form: Form, trial: Trial, name: str, speedup: float) -> _Measured:
-    """Write and score a form whose speed is known."""
-    path = trial.folder / f"{name}.onnx"
-    trial.write(form, path)
-    return _Measured(form, path, speedup, trial.drop_of(open_onnx(path)))
+    return _Measured(form, path, speedup or trial.measure_speedup(candidate), trial.drop_of(candidate))
 
 
 def _fastest(found: Sequence[_Measured]) -> _Measured | None:

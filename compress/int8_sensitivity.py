@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import plotly.graph_objects as go
-from numpy.typing import NDArray
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from pydantic import BaseModel
+from torch import Tensor
+from torch.nn import functional
 
 from compress.calibration import Ranges
+from compress.damage import divergence
 from compress.int8_layouts import PRODUCTS, Layout
 from core.sessions import FloatArray, open_session
 
@@ -69,10 +72,10 @@ def int8_sensitivity(
         session = open_session(Path(scratch) / "switched.onnx")
     given, answer = proto.graph.input[0].name, proto.graph.output[0].name
 
-    def answers(weights: NDArray[np.float32], activations: NDArray[np.float32]) -> NDArray[np.float64]:
+    def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}
         logits = [session.run([answer], {given: batch, **switches})[0] for batch in batches]
-        return _log_softmax(np.concatenate(logits).astype(np.float64))
+        return functional.log_softmax(torch.from_numpy(np.concatenate(logits)).double(), dim=1)
 
     off = np.zeros(len(layers), np.float32)
     whole = answers(off, off)
@@ -80,7 +83,7 @@ def int8_sensitivity(
     for index, node in enumerate(layers):
         alone = off.copy()
         alone[index] = 1
-        damage = [_divergence(whole, answers(*pair)) for pair in ((alone, off), (off, alone))]
+        damage = [divergence(whole, answers(*pair)) for pair in ((alone, off), (off, alone))]
         found.append(LayerDamage(node=node.name, operator=node.op_type, weights=damage[0], activations=damage[1]))
         progress(index + 1, len(layers))
     return tuple(found)
@@ -159,7 +162,7 @@ def _rounding(name: str, tensor: str, kept: tuple[float, float], graph: onnx.Gra
     ]
 
 
-def _rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: Layout) -> NDArray[np.float32]:
+def _rounded_weight(weight: FloatArray, node: onnx.NodeProto, layout: Layout) -> FloatArray:
     """Return a weight as int8 tells it."""
     axis = _output_axis(node, weight.ndim) if layout.per_channel else None
     others = tuple(index for index in range(weight.ndim) if index != axis)
@@ -175,12 +178,3 @@ def _output_axis(node: onnx.NodeProto, rank: int) -> int:
         return 1
     transposed = any(one.name == "transB" and one.i for one in node.attribute)
     return 0 if transposed else rank - 1
-
-
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)), np.float64)
-
-
-def _divergence(before: NDArray[np.float64], now: NDArray[np.float64]) -> float:
-    return max(float((np.exp(before) * (before - now)).sum(axis=1).mean()), 0.0)

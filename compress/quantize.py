@@ -2,32 +2,26 @@
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
-import torch
 from pydantic import SerializeAsAny
 
-from compress.calibration import Method, Ranges, Seen, observe, ranges_of
+from compress.calibration import Method
 from compress.int8_choice import Form, Trial, Tried, choose, drop_against
-from compress.int8_file import prepare, write_int8
 from compress.int8_layouts import ElementType, FileForm, Layout, fast_layout, layouts_worth_trying, saturates
-from compress.int8_sensitivity import LayerDamage, int8_sensitivity
-from core.data import Data, Split, spread
-from core.errors import ToolError, did_you_mean, require
+from compress.int8_sensitivity import LayerDamage
+from compress.int8_source import SENSITIVITY_SAMPLES, int8_source
+from core.data import Data
+from core.errors import require
 from core.history import step
-from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
-from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.onnx_model import OnnxModel, explain, open_onnx
 from core.progress import Progress, no_progress
 from core.result import Report, Result
-from core.sessions import FloatArray, open_session, run_session
 from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
@@ -38,8 +32,6 @@ Verify = Callable[[OnnxModel, OnnxModel], Report]
 """Compares the second file with the first; raises `GateMissedError` when it is too far off."""
 
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
-CALIBRATION_BATCH = 32
-SENSITIVITY_SAMPLES = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +70,11 @@ class QuantizeConfig:
             self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
         )
         require(self.max_drop >= 0, f"max_drop is {self.max_drop}; it cannot be negative")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Return the ways to find ranges, in the order that they are tried."""
+        return (self.calibration_method,) if self.calibration_method else METHODS
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -153,10 +150,10 @@ def quantize(
     """
     layouts = (_layout(config),) if config.asked else layouts_worth_trying(config.provider)
     with whole_file(output, force=force) as part:
-        with _source(model, data, config, progress) as source:
+        with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
             if config.asked or measure_speedup is None:
                 choice = None
-                form = Form(layouts[0], source.methods[0])
+                form = Form(layouts[0], config.methods[0])
                 source.write(form, part)
             else:
                 trial = Trial(
@@ -167,7 +164,7 @@ def quantize(
                     max_drop=config.max_drop,
                     progress=progress,
                 )
-                choice = choose(layouts, trial, source.methods, source.sensitivity)
+                choice = choose(layouts, trial, config.methods, source.sensitivity)
                 form = choice.form
                 shutil.copyfile(choice.path, part)
         _write_metadata(
@@ -208,8 +205,8 @@ def quantization_sensitivity(
         ToolError: As `quantize`.
     """
     layout = _layout(config) if config.asked else fast_layout(config.provider)
-    with _source(model, data, config, progress) as source:
-        form = Form(layout, source.methods[0])
+    with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
+        form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
             stage="sensitivity",
             layout=layout,
@@ -219,86 +216,6 @@ def quantization_sensitivity(
         )
 
 
-@contextmanager
-def _source(model: OnnxModel, data: Data, config: QuantizeConfig, progress: Progress) -> Iterator["_Source"]:
-    """Check that a file can be quantized on these samples, and yield it as it is quantized."""
-    if model.is_quantized:
-        raise ToolError(f"{model.path} is quantized already; give the float32 file it was made from")
-    proto = read_proto(model.path)
-    _check_nodes(proto, config.nodes_to_exclude)
-    check_reads(model, data)
-    preprocessing = preprocessing_of(model, data)
-    _check_runs(model, data, preprocessing)
-    with tempfile.TemporaryDirectory() as scratch:
-        yield _Source(prepare(proto, Path(scratch)), model, data, preprocessing, config, progress)
-
-
-class _Source:
-    """A float32 file as it is quantized; its samples are run once for minmax, and once for all other methods."""
-
-    def __init__(
-        self,
-        prepared: Path,
-        model: OnnxModel,
-        data: Data,
-        preprocessing: Preprocessing,
-        config: QuantizeConfig,
-        progress: Progress,
-    ) -> None:
-        self.folder = prepared.parent
-        self.methods = (config.calibration_method,) if config.calibration_method else METHODS
-        self._prepared = prepared
-        self._excluded = config.nodes_to_exclude
-        self._batches = _Batches(model, data, preprocessing, config.calibration_samples)
-        self._few = _Batches(model, data, preprocessing, SENSITIVITY_SAMPLES)
-        self._progress = progress
-        self._seen: dict[bool, dict[str, Seen]] = {}
-
-    def write(self, form: Form, to: Path) -> None:
-        """Write the file in a form."""
-        write_int8(self._prepared, to, self._ranges(form.method), form.layout, (*self._excluded, *form.in_float))
-
-    def sensitivity(self, form: Form) -> Sequence[LayerDamage]:
-        """Return what each layer loses in a form."""
-        return int8_sensitivity(
-            onnx.load(self._prepared),
-            self._ranges(form.method),
-            form.layout,
-            list(self._few),
-            lambda done, total: self._progress("sensitivity", done, total, "layers"),
-        )
-
-    def _ranges(self, method: Method) -> Ranges:
-        histograms = method != "minmax"
-        if histograms not in self._seen:
-            self._seen[histograms] = observe(
-                onnx.load(self._prepared),
-                self._batches,
-                lambda done: self._progress("calibrate", done, len(self._batches), "batches"),
-                histograms=histograms,
-            )
-        return ranges_of(self._seen[histograms], method)
-
-
-class _Batches:
-    """Calibration batches, read as they are asked for."""
-
-    def __init__(self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int) -> None:
-        fixed = model.inputs[0].shape[0]
-        self._batch_size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
-        split = data.split("train")
-        self._split = split.take(spread(len(split), num_samples))
-        self._preprocessing = preprocessing
-
-    def __len__(self) -> int:
-        return -(-len(self._split) // self._batch_size)
-
-    def __iter__(self) -> Iterator[FloatArray]:
-        for first in range(0, len(self._split), self._batch_size):
-            chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
-            yield _fetch(self._split.take(chosen), self._preprocessing).numpy()
-
-
 def _layout(config: QuantizeConfig) -> Layout:
     """Return the layout that is asked for, the rest of it being what is fast."""
     asked = config.asked
@@ -306,26 +223,6 @@ def _layout(config: QuantizeConfig) -> Layout:
         return Layout(**{"reduce_range": saturates(config.weight_type)} | asked, reason="as asked for")
     chosen = fast_layout(config.provider)
     return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
-
-
-def _check_nodes(proto: onnx.ModelProto, names: tuple[str, ...]) -> None:
-    known = [node.name for node in proto.graph.node]
-    for name in names:
-        if name not in known:
-            raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
-
-
-def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return all samples of a small split as inputs (N, ...), in this process."""
-    return normalise(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
-
-
-def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
-    """Run one sample first, so that data of the wrong shape fails here with a clear message."""
-    inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
-    batch_size = model.inputs[0].shape[0]
-    repeats = batch_size if isinstance(batch_size, int) else 1
-    run_session(open_session(model.path), inputs.repeat(repeats, *[1] * (inputs.ndim - 1)).numpy())
 
 
 def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:

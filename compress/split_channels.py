@@ -6,7 +6,7 @@ values along a first axis, counts as a split too.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_pruning.dependency import Node
 from torch_pruning.ops import _SplitOp, _UnbindOp
+
+from core.module_paths import paths_entered
 
 SPLITS = (_SplitOp, _UnbindOp)
 
@@ -138,25 +140,18 @@ def fit_splits(splits: Sequence[Split]) -> None:
 def owners_of_splits(model: nn.Module) -> Iterator[dict[Any, nn.Module]]:
     """Fill a dictionary while the model runs: the autograd node of each split -> the module that does it."""
     owners: dict[Any, nn.Module] = {}
-    entered: list[nn.Module] = []
+    with paths_entered(model) as entered:
 
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
-            made = function(*arguments, **(named or {}))
-            first = made[0] if isinstance(made, (list, tuple)) and made else None
-            if isinstance(first, Tensor) and first.grad_fn is not None and "Split" in first.grad_fn.name():
-                owners[first.grad_fn] = entered[-1]
-            return made
+        class Watch(TorchFunctionMode):
+            def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+                made = function(*arguments, **(named or {}))
+                first = made[0] if isinstance(made, (list, tuple)) and made else None
+                if isinstance(first, Tensor) and first.grad_fn is not None and "Split" in first.grad_fn.name():
+                    owners[first.grad_fn] = model.get_submodule(entered[-1])
+                return made
 
-    def leave(*_: object) -> None:
-        entered.pop()
-
-    with ExitStack() as undo:
-        for module in model.modules():
-            undo.enter_context(module.register_forward_pre_hook(lambda one, _: entered.append(one)))
-            undo.enter_context(module.register_forward_hook(leave))
-        undo.enter_context(Watch())
-        yield owners
+        with Watch():
+            yield owners
 
 
 def _alike(sizes: Sequence[int]) -> bool:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from core.activations import replace_activations
 from core.errors import ToolError
 from core.history import History, digest_of
+from core.module_paths import paths_entered
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan
 from core.references import Argument
@@ -146,20 +146,11 @@ def forward_once(model: TorchModel) -> object:
     Raises:
         ForwardError: It fails.
     """
-    path_of = {module: path for path, module in model.module.named_modules()}
-    entered: list[str] = []
-    try:
-        with ExitStack() as hooks, torch.no_grad():
-            for module in path_of:
-                hooks.enter_context(module.register_forward_pre_hook(lambda module, _: entered.append(path_of[module])))
-                hooks.enter_context(module.register_forward_hook(lambda *_: _leave(entered)))
+    with paths_entered(model.module) as entered, torch.no_grad():
+        try:
             return model.module(*example_inputs(model, 2))
-    except Exception as error:
-        raise ForwardError(entered[-1] if entered else "", error) from error
-
-
-def _leave(entered: list[str]) -> None:
-    entered.pop()
+        except Exception as error:
+            raise ForwardError(entered[-1] if entered else "", error) from error
 
 
 def _described(value: object) -> str:

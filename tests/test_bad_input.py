@@ -211,7 +211,7 @@ main(sys.argv[1:])
     [
         pytest.param(["export", "checkpoint", "-o", "out.onnx"], id="export", marks=pytest.mark.slow),
         pytest.param(
-            ["quantize", "model.onnx", "--form", "qdq", "--data", "digits", "-o", "out.onnx"],
+            ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"],
             id="quantize",
             marks=pytest.mark.slow,
         ),
