@@ -212,6 +212,13 @@ quantize_options = _together(
     ),
     click.option("--form", type=click.Choice(["qdq", "qoperator"]), help="Default: what is fast on this machine."),
     click.option(
+        "--portable",
+        "reduce_range",
+        flag_value=True,
+        default=None,
+        help="7-bit weights: as right on x86 processors without VNNI, whose int8 multiply saturates.",
+    ),
+    click.option(
         "--max-drop",
         type=click.FloatRange(0),
         default=1.0,

@@ -91,11 +91,12 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The form that is kept, its file and speedup, and everything that was tried."""
+    """The form that is kept, its file, speedup and drop, and everything that was tried."""
 
     form: Form
     path: Path
     speedup: float
+    drop: float
     tried: tuple[Tried, ...]
 
 
@@ -137,7 +138,7 @@ def choose(
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
     if best is None:
         raise GateMissedError(_why_none(found, trial.max_drop), [one.model_dump() for one in told])
-    return Choice(best.form, best.path, best.speedup, told)
+    return Choice(best.form, best.path, best.speedup, best.drop, told)
 
 
 def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxModel], float]:

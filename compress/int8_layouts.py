@@ -46,8 +46,12 @@ class Layout(BaseModel, frozen=True):
         return ", ".join(words + ["7-bit weights"] * self.reduce_range + ["products only"] * bool(self.only))
 
 
-def fast_layout(provider: str) -> Layout:
+def fast_layout(provider: str, reduce_range: bool | None = None) -> Layout:
     """Choose the layout that is fast on a provider and this processor, without measuring.
+
+    Args:
+        provider: Where the file will run.
+        reduce_range: Use 7 of 8 bits for weights; None asks this processor.
 
     Raises:
         ToolError: ONNX Runtime has no fast static int8 there.
@@ -58,6 +62,46 @@ def fast_layout(provider: str) -> Layout:
             "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
             "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
         )
+    found = _fast_here()
+    if reduce_range is None or reduce_range == found.reduce_range:
+        return found
+    asked = "7-bit weights as asked for" if reduce_range else "8-bit weights as asked for"
+    return found.model_copy(update={"reduce_range": reduce_range, "reason": f"{found.reason}; {asked}"})
+
+
+def layouts_worth_trying(provider: str, reduce_range: bool | None = None) -> tuple[Layout, ...]:
+    """Return the layouts to measure, the one that is taken without measuring first; arguments as of `fast_layout`.
+
+    The other pair of element types is not among them: half of an x86 file of int8 by int8, and every product of an ARM
+    file of uint8 by int8, has no kernel of its own.
+
+    Raises:
+        ToolError: ONNX Runtime has no fast static int8 there.
+    """
+    first = fast_layout(provider, reduce_range)
+
+    def other(reason: str, **changes: object) -> Layout:
+        return first.model_copy(update={"reason": f"measured: {reason}", **changes})
+
+    return (
+        first,
+        other("fewer scales to apply", per_channel=False),
+        other("operators that are int8 themselves", form="qoperator"),
+        other("what does not multiply stays in float32", only=PRODUCTS),
+    )
+
+
+def saturates(weight_type: str) -> bool:
+    """Tell whether this processor's multiply of uint8 by int8 saturates: x86 without VNNI."""
+    return not is_arm() and weight_type == "int8" and not int8_instructions()
+
+
+def is_arm() -> bool:
+    """Tell whether this is an ARM processor."""
+    return platform.machine().lower() in ("arm64", "aarch64")
+
+
+def _fast_here() -> Layout:
     instructions = int8_instructions()
     if is_arm():
         return Layout(
@@ -79,35 +123,3 @@ def fast_layout(provider: str) -> Layout:
         reduce_range=True,
         reason="this x86 processor has no VNNI: its uint8 by int8 multiply saturates, 7-bit weights do not",
     )
-
-
-def layouts_worth_trying(provider: str) -> tuple[Layout, ...]:
-    """Return the layouts to measure, the one that is taken without measuring first.
-
-    The other pair of element types is not among them: half of an x86 file of int8 by int8, and every product of an ARM
-    file of uint8 by int8, has no kernel of its own.
-
-    Raises:
-        ToolError: ONNX Runtime has no fast static int8 there.
-    """
-    first = fast_layout(provider)
-
-    def other(reason: str, **changes: object) -> Layout:
-        return first.model_copy(update={"reason": f"measured: {reason}", **changes})
-
-    return (
-        first,
-        other("fewer scales to apply", per_channel=False),
-        other("operators that are int8 themselves", form="qoperator"),
-        other("what does not multiply stays in float32", only=PRODUCTS),
-    )
-
-
-def saturates(weight_type: str) -> bool:
-    """Tell whether this processor's multiply of uint8 by int8 saturates: x86 without VNNI."""
-    return not is_arm() and weight_type == "int8" and not int8_instructions()
-
-
-def is_arm() -> bool:
-    """Tell whether this is an ARM processor."""
-    return platform.machine().lower() in ("arm64", "aarch64")

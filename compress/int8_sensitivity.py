@@ -167,7 +167,7 @@ def _rounded_weight(weight: FloatArray, node: onnx.NodeProto, layout: Layout) ->
     axis = _output_axis(node, weight.ndim) if layout.per_channel else None
     others = tuple(index for index in range(weight.ndim) if index != axis)
     most = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.maximum(most, 1e-12) / (63 if layout.reduce_range else 127)
+    scale = np.maximum(most, 1e-12) / (64 if layout.reduce_range else 127)
     return np.asarray(np.round(weight / scale) * scale, np.float32)
 
 

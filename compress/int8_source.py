@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,9 +13,10 @@ from compress.calibration import Method, Ranges, Seen, observe, ranges_of
 from compress.int8_choice import Form
 from compress.int8_file import prepare, write_int8
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
+from compress.saturation import saturating
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean
-from core.onnx_model import OnnxModel, read_proto
+from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import check_reads, preprocessing_of
 from core.preprocessing import Preprocessing, normalise
 from core.progress import Progress
@@ -45,6 +47,16 @@ class Int8Source:
     def write(self, form: Form, to: Path) -> None:
         """Write the file in a form."""
         write_int8(self._prepared, to, self._ranges(form.method), form.layout, (*self._excluded, *form.in_float))
+
+    def saturated(self, form: Form) -> OnnxModel | None:
+        """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
+        exact = self.folder / "exact.onnx"
+        self.write(replace(form, layout=form.layout.model_copy(update={"form": "qdq"})), exact)
+        proto = saturating(onnx.load(exact))
+        if proto is None:
+            return None
+        onnx.save(proto, self.folder / "saturated.onnx")
+        return open_onnx(self.folder / "saturated.onnx")
 
     def sensitivity(self, form: Form) -> Sequence[LayerDamage]:
         """Return what each layer loses in a form."""

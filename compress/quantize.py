@@ -12,7 +12,7 @@ import onnx
 from pydantic import SerializeAsAny
 
 from compress.calibration import Method
-from compress.int8_choice import Form, Trial, Tried, choose, drop_against
+from compress.int8_choice import Choice, Form, Trial, Tried, choose, drop_against
 from compress.int8_layouts import ElementType, FileForm, Layout, fast_layout, layouts_worth_trying, saturates
 from compress.int8_sensitivity import LayerDamage
 from compress.int8_source import SENSITIVITY_SAMPLES, int8_source
@@ -38,13 +38,14 @@ METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
 class QuantizeConfig:
     """How to quantize.
 
-    What is fast is measured where neither types nor form are given.
+    What is fast is measured where neither types, scales nor form are given.
 
     Attributes:
         provider: Where the file will run.
         activation_type: ``uint8`` or ``int8``; None takes what is fast there.
         weight_type: ``uint8`` or ``int8``; None takes what is fast there.
-        reduce_range: Use 7 of 8 bits for weights, for processors whose int8 multiply saturates; None asks this one.
+        reduce_range: Use 7 of 8 bits for weights, which makes the file as right on x86 processors without VNNI, whose
+            int8 multiply saturates; None asks this one.
         per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
         form: ``qdq`` or ``qoperator``; None takes what is fast.
         calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``;
@@ -79,7 +80,7 @@ class QuantizeConfig:
     @property
     def asked(self) -> dict[str, Any]:
         """Return what of the layout is given."""
-        names = ("activation_type", "weight_type", "reduce_range", "per_channel", "form")
+        names = ("activation_type", "weight_type", "per_channel", "form")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -93,6 +94,9 @@ class QuantizeReport(Report, frozen=True):
         tried: What it was chosen among; empty where it was asked for.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
+        drop: Points of accuracy lost on the validation split, of agreement where the data has no labels; None when
+            it was not measured.
+        drop_without_vnni: The same on x86 processors without VNNI, simulated; see `compress.saturation`.
         verify: How far the outputs moved; None when they were not compared.
     """
 
@@ -102,6 +106,8 @@ class QuantizeReport(Report, frozen=True):
     tried: tuple[Tried, ...]
     size_bytes: tuple[int, int]
     measured_speedup: float | None
+    drop: float | None
+    drop_without_vnni: float | None
     verify: SerializeAsAny[Report] | None
 
 
@@ -140,7 +146,7 @@ def quantize(
         output: The file to make; it takes its name only after `verify`.
         config: How.
         verify: Compares the result with `model`.
-        measure_speedup: Measures a file against `model`; without it nothing is chosen by measuring.
+        measure_speedup: Measures a file against `model`; without it nothing is measured, and so nothing chosen.
         progress: Told of every calibration batch.
         force: Replace an existing file.
 
@@ -148,25 +154,31 @@ def quantize(
         ToolError: The file is quantized already, a node to exclude does not exist, or the data does not fit it.
         GateMissedError: From `verify`; or no form is faster than float32 within `max_drop`.
     """
-    layouts = (_layout(config),) if config.asked else layouts_worth_trying(config.provider)
+    layouts = (_layout(config),) if config.asked else layouts_worth_trying(config.provider, config.reduce_range)
+    choice: Choice | None = None
+    speedup = drop = drop_without_vnni = None
     with whole_file(output, force=force) as part:
         with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
-            if config.asked or measure_speedup is None:
-                choice = None
-                form = Form(layouts[0], config.methods[0])
-                source.write(form, part)
-            else:
+            form = Form(layouts[0], config.methods[0])
+            drop_of = drop_against(model, data, config.provider) if measure_speedup else None
+            if drop_of and measure_speedup and not config.asked:
                 trial = Trial(
                     write=source.write,
                     measure_speedup=partial(measure_speedup, model),
-                    drop_of=drop_against(model, data, config.provider),
+                    drop_of=drop_of,
                     folder=source.folder,
                     max_drop=config.max_drop,
                     progress=progress,
                 )
                 choice = choose(layouts, trial, config.methods, source.sensitivity)
-                form = choice.form
+                form, speedup, drop = choice.form, choice.speedup, choice.drop
                 shutil.copyfile(choice.path, part)
+            else:
+                source.write(form, part)
+            if drop_of:
+                drop = drop_of(open_onnx(part)) if drop is None else drop
+                saturated = source.saturated(form)
+                drop_without_vnni = drop_of(saturated) if saturated else drop
         _write_metadata(
             part,
             model,
@@ -179,9 +191,9 @@ def quantize(
         )
         candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
-        speedup = choice.speedup if choice else measure_speedup(model, candidate) if measure_speedup else None
-    if speedup is not None and speedup < 1:
-        logger.warning("the int8 file runs at %.2fx the speed of the float32 file: it does not help here", speedup)
+        if speedup is None and measure_speedup:
+            speedup = measure_speedup(model, candidate)
+    _warn(speedup, drop_without_vnni, config.max_drop)
     made = open_onnx(output)
     report = QuantizeReport(
         stage="quantize",
@@ -191,6 +203,8 @@ def quantize(
         tried=choice.tried if choice else (),
         size_bytes=(model.size_bytes, made.size_bytes),
         measured_speedup=speedup,
+        drop=drop,
+        drop_without_vnni=drop_without_vnni,
         verify=verified,
     )
     return Result(made, report)
@@ -204,7 +218,7 @@ def quantization_sensitivity(
     Raises:
         ToolError: As `quantize`.
     """
-    layout = _layout(config) if config.asked else fast_layout(config.provider)
+    layout = _layout(config) if config.asked else fast_layout(config.provider, config.reduce_range)
     with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
         form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
@@ -220,9 +234,21 @@ def _layout(config: QuantizeConfig) -> Layout:
     """Return the layout that is asked for, the rest of it being what is fast."""
     asked = config.asked
     if config.activation_type and config.weight_type:
-        return Layout(**{"reduce_range": saturates(config.weight_type)} | asked, reason="as asked for")
-    chosen = fast_layout(config.provider)
+        reduce_range = saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
+        return Layout(**asked, reduce_range=reduce_range, reason="as asked for")
+    chosen = fast_layout(config.provider, config.reduce_range)
     return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
+
+
+def _warn(speedup: float | None, drop_without_vnni: float | None, max_drop: float) -> None:
+    if speedup is not None and speedup < 1:
+        logger.warning("the int8 file runs at %.2fx the speed of the float32 file: it does not help here", speedup)
+    if drop_without_vnni is not None and drop_without_vnni > max_drop:
+        logger.warning(
+            "on x86 processors without VNNI, whose int8 multiply saturates, this file loses %.2f points (simulated); "
+            "--portable makes one that does not",
+            drop_without_vnni,
+        )
 
 
 def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:

@@ -63,6 +63,14 @@ def test_the_fastest_is_kept(
     assert all(one.verdict == "not faster than float32" for one in report.tried if one.speedup < 1)
 
 
+def test_portable_forms_are_chosen_among_too(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    clock = by_form(channel=2.0, tensor=2.0, qoperator=3.0, products=2.0)
+    report = quantized(exported, digits, tmp_path, clock, reduce_range=True).report
+    assert all("7-bit weights" in one.form for one in report.tried)
+    assert report.layout.form == "qoperator"
+    assert report.drop_without_vnni == report.drop
+
+
 def test_where_nothing_is_faster_nothing_is_written(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     clock = by_form(channel=0.9, tensor=0.8, qoperator=0.7, products=0.6)
     with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 0\.90x") as caught:

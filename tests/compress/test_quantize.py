@@ -1,12 +1,16 @@
 """Static int8: right, in the layout that is fast, and refused where it cannot serve."""
 
 import platform
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import Tensor, nn
 
 from compress.int8_layouts import fast_layout
 from compress.quantize import QuantizeConfig, quantize
@@ -15,6 +19,8 @@ from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.predict import accuracy, predict
+from core.torch_model import TorchModel
+from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, require_verified, verify
 
 
@@ -129,3 +135,38 @@ def test_the_cuda_provider_has_no_fast_static_int8(exported: OnnxModel, digits: 
 
 def test_the_original_is_untouched(exported: OnnxModel, quantized: OnnxModel) -> None:
     assert open_onnx(exported.path).sha256 == exported.sha256
+
+
+@pytest.fixture(scope="module")
+def paired(trained: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxModel:
+    """The digits' model with every feature, and so every weight of its last layer, standing there twice."""
+    whole = cast(nn.Sequential, trained.module)
+    last = cast(nn.Linear, whole[-1])
+    wide = nn.Linear(2 * last.in_features, last.out_features)
+    with torch.no_grad():
+        wide.weight.copy_(last.weight.repeat_interleave(2, 1) / 2)
+        wide.bias.copy_(last.bias)
+    module = nn.Sequential(*whole[:-1], RepeatInterleave(), wide).eval()
+    path = tmp_path_factory.mktemp("paired") / "float32.onnx"
+    return export(replace(trained, module=module), path, ExportConfig()).model
+
+
+class RepeatInterleave(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x, x], 2).flatten(1)
+
+
+def test_what_is_lost_without_vnni_is_told(
+    paired: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = QuantizeConfig(activation_type="uint8", weight_type="int8", reduce_range=False)
+    report = quantize(paired, digits, tmp_path / "int8.onnx", config, measure_speedup=lambda *_: 2.0).report
+    assert report.drop < 1
+    assert report.drop_without_vnni > report.drop + 5
+    assert "on x86 processors without VNNI" in caplog.text
+    caplog.clear()
+    portable = replace(config, reduce_range=True)
+    report = quantize(paired, digits, tmp_path / "portable.onnx", portable, measure_speedup=lambda *_: 2.0).report
+    assert report.drop_without_vnni == report.drop < 1
+    assert "7-bit weights" in report.layout.title
+    assert not caplog.text

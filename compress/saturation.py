@@ -1,0 +1,246 @@
+"""What an int8 file computes on x86 processors without VNNI, whose multiply of uint8 by int8 saturates.
+
+Their instruction, vpmaddubsw, adds two neighbouring products in 16 bits. ONNX Runtime's convolutions and matrix
+products use it, and two weights of one sign beyond half of what int8 holds can exceed it. What each such pair loses is
+taken off in a float graph, which then answers as those processors do.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+MOST = 255  # that an activation's code can be
+LOWEST, HIGHEST = -(2**15), 2**15 - 1
+THE_REST = np.iinfo(np.int64).max  # the end of a slice that takes it
+
+Constants = Mapping[str, NDArray[Any]]
+Add = Callable[..., str]
+"""Adds a node: a suffix of its name, its operator, its inputs and attributes -> the tensor it makes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """A node that multiplies codes, and the pairs of neighbouring weights in it that can saturate.
+
+    Attributes:
+        node: The node.
+        codes: The tensor of its input's codes.
+        offset: Added to those codes where they are signed: the instruction takes unsigned ones.
+        zero_point: Of those codes.
+        scale: Of the input times that of each output channel's weight, (O,).
+        weight: Codes of a convolution's weight, (O, I, *kernel), or of a matrix, (O, K).
+        groups: Of a convolution.
+        sizes: Of the input's axes beyond the channels, 0 where one is not known; empty for a matrix.
+        pairs: Weights of each pair, (2, P).
+        output: Which output channel each pair adds to, (P,).
+        first: Place of each pair's first weight in the sum, (P,), ascending; the second is the next.
+    """
+
+    node: onnx.NodeProto
+    codes: str
+    offset: int
+    zero_point: int
+    scale: NDArray[np.float32]
+    weight: NDArray[np.int8]
+    groups: int
+    sizes: tuple[int, ...]
+    pairs: NDArray[np.float32]
+    output: NDArray[np.int64]
+    first: NDArray[np.int64]
+
+
+def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return the float graph that computes what a file computes there, or None where no pair can saturate.
+
+    Args:
+        proto: A quantized file in the QDQ form.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(proto)
+    graph = made.graph
+    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
+    maker = {output: node for node in graph.node for output in node.output}
+    rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
+    sizes = _sizes(proto)
+    products = [_product(node, maker, constants, rounded, sizes) for node in graph.node]
+    if not any(products):
+        return None
+    nodes: list[onnx.NodeProto] = []
+    for node, product in zip(graph.node, products, strict=True):
+        if product is None:
+            nodes.append(node)
+            continue
+        answer = node.output[0]
+        node.output[0] = f"{answer}/exact"
+        excess = _excess(product, answer, graph)
+        nodes += [node, *excess, helper.make_node("Add", [node.output[0], excess[-1].output[0]], [answer])]
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+    return made
+
+
+def _sizes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    """Return the sizes of every tensor's axes beyond the first two, 0 where one is not known."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    tensors = [*graph.input, *graph.value_info]
+    return {one.name: tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim[2:]) for one in tensors}
+
+
+def _product(
+    node: onnx.NodeProto,
+    maker: Mapping[str, onnx.NodeProto],
+    constants: Constants,
+    rounded: set[str],
+    sizes: Mapping[str, tuple[int, ...]],
+) -> _Product | None:
+    """Return what is multiplied where a node becomes an integer kernel that can saturate."""
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or (node.op_type == "Conv" and node.output[0] not in rounded):
+        return None
+    given, weights = (maker.get(tensor) for tensor in node.input[:2])
+    if not (given and weights and given.op_type == weights.op_type == "DequantizeLinear"):
+        return None
+    weight = constants.get(weights.input[0])
+    if weight is None or weight.dtype != np.int8 or given.input[0] in constants:  # uint8 by uint8 has 32 bits
+        return None
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    if node.op_type == "Conv":
+        groups = attributes.get("group", 1)
+        if weight.shape[1] == 1 and groups == len(weight):  # depthwise kernels have 32 bits
+            return None
+        ordered = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)  # position by position, channels last
+    else:
+        groups = 1
+        weight = ordered = weight if attributes.get("transB") else weight.T
+    odd = ordered.shape[1] % 2
+    pairs = np.pad(ordered, ((0, 0), (0, odd))).astype(np.float32).reshape(len(ordered), -1, 2)
+    above, below = MOST * pairs.clip(min=0).sum(2), MOST * pairs.clip(max=0).sum(2)
+    place, output = np.nonzero(((above > HIGHEST) | (below < LOWEST)).T)
+    if not len(place):
+        return None
+    zero_point = constants[given.input[2]]
+    return _Product(
+        node=node,
+        codes=given.input[0],
+        offset=128 if zero_point.dtype == np.int8 else 0,
+        zero_point=int(zero_point),
+        scale=np.broadcast_to(constants[given.input[1]] * constants[weights.input[1]], len(ordered)),
+        weight=weight,
+        groups=groups,
+        sizes=sizes.get(node.input[0], ()),
+        pairs=pairs[output, place].T,
+        output=output,
+        first=2 * place,
+    )
+
+
+def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that make what saturation adds to a product, the last of which makes it."""
+    nodes: list[onnx.NodeProto] = []
+    add = partial(_add, nodes, graph, name)
+    codes = add("float", "Cast", [product.codes], to=TensorProto.FLOAT)
+    if product.offset:
+        codes = add("unsigned", "Add", [codes, np.float32(product.offset)])
+    is_convolution = product.node.op_type == "Conv"
+    taken = (_taken_by_convolution if is_convolution else _taken_by_matrix)(product, codes, add)
+    per_pair = (-1,) + (1,) * (product.weight.ndim - 2) if is_convolution else (-1,)
+    parts = [
+        add(f"part{index}", "Mul", [tensor, weights.reshape(per_pair)])
+        for index, (tensor, weights) in enumerate(zip(taken, product.pairs, strict=True))
+    ]
+    whole = add("whole", "Add", parts)
+    kept = add("kept", "Clip", [whole, np.float32(LOWEST), np.float32(HIGHEST)])
+    excess = add("excess", "Sub", [kept, whole])
+    into = np.zeros((len(product.weight), len(product.output)), np.float32)
+    into[product.output, np.arange(len(product.output))] = product.scale[product.output]
+    if is_convolution:
+        add("sum", "Conv", [excess, into.reshape(*into.shape, *[1] * (product.weight.ndim - 2))])
+    else:
+        add("sum", "MatMul", [excess, np.ascontiguousarray(into.T)])
+    return nodes
+
+
+def _taken_by_matrix(product: _Product, codes: str, add: Add) -> tuple[str, str]:
+    """Return what the first and the second weight of each pair are multiplied by, (..., P) each."""
+    last = product.weight.shape[1] - 1
+    first, second = product.first, np.minimum(product.first + 1, last)
+    return add("first", "Gather", [codes, first], axis=-1), add("second", "Gather", [codes, second], axis=-1)
+
+
+def _taken_by_convolution(product: _Product, codes: str, add: Add) -> tuple[str, str]:
+    """Return what the first and the second weight of each pair are multiplied by, (N, P, ...) each."""
+    attributes = {one.name: helper.get_attribute_value(one) for one in product.node.attribute}
+    channels, *kernel = product.weight.shape[1:]
+    rank = len(kernel)
+    strides, dilations = (np.array(attributes.get(name) or [1] * rank) for name in ("strides", "dilations"))
+    reach = (np.array(kernel) - 1) * dilations
+    pads = _pads(attributes, product.sizes, reach)
+    if any(pads):
+        around = np.array([0, 0, *pads[:rank], 0, 0, *pads[rank:]])
+        codes = add("padded", "Pad", [codes, around, np.float32(product.zero_point + product.offset)])
+    group = product.output // (len(product.weight) // product.groups)
+    axes = np.arange(2, 2 + rank)
+    taken = []
+    for side in (0, 1):
+        place = np.minimum(product.first + side, channels * int(np.prod(kernel)) - 1)
+        found = []
+        for number, position in enumerate(itertools.product(*map(range, kernel))):
+            here = place // channels == number
+            if not here.any():
+                continue
+            start = np.array(position) * dilations
+            after = reach - start  # values that must follow each that is taken
+            end = np.where(after == 0, THE_REST, -after)
+            name = f"side{side}-{number}"
+            seen = add(f"{name}/seen", "Slice", [codes, start, end, axes, strides])
+            chosen = group[here] * channels + place[here] % channels
+            found.append(add(name, "Gather", [seen, chosen], axis=1))
+        taken.append(add(f"side{side}", "Concat", found, axis=1))
+    return taken[0], taken[1]
+
+
+def _pads(attributes: Mapping[str, Any], sizes: Sequence[int], reach: NDArray[np.int64]) -> list[int]:
+    """Return the padding of a convolution, before and then after each axis.
+
+    Args:
+        attributes: Its own.
+        sizes: Of its input's axes, 0 where one is not known.
+        reach: Distance from the first to the last value that one output reads, along each axis.
+    """
+    rank = len(reach)
+    mode = attributes.get("auto_pad", b"NOTSET")
+    if mode in (b"NOTSET", b"VALID"):
+        return list(attributes.get("pads") or [0] * (2 * rank))
+    strides = attributes.get("strides") or [1] * rank
+    pairs = []
+    for size, stride, far in zip(sizes, strides, reach.tolist(), strict=True):
+        total = far if stride == 1 else max((-(-size // stride) - 1) * stride + far + 1 - size, 0)
+        less, more = total // 2, total - total // 2
+        pairs.append((less, more) if mode == b"SAME_UPPER" else (more, less))
+    return [before for before, _ in pairs] + [after for _, after in pairs]
+
+
+def _add(
+    nodes: list[onnx.NodeProto],
+    graph: onnx.GraphProto,
+    name: str,
+    suffix: str,
+    operator: str,
+    inputs: Sequence[str | NDArray[Any] | np.generic],
+    **attributes: Any,
+) -> str:
+    tensors = []
+    for index, one in enumerate(inputs):
+        tensor = one if isinstance(one, str) else f"{name}/{suffix}/{index}"
+        if not isinstance(one, str):
+            graph.initializer.append(numpy_helper.from_array(np.asarray(one), tensor))
+        tensors.append(tensor)
+    nodes.append(helper.make_node(operator, tensors, [f"{name}/{suffix}"], f"{name}/{suffix}", **attributes))
+    return nodes[-1].output[0]
