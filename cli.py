@@ -315,16 +315,17 @@ def export(
 @runtime_options
 @common_options
 def quantize(model: str, data: str, sensitivity: bool, output: Path, force: bool, **given: Any) -> None:
-    """Quantize MODEL.onnx to static int8, calibrated on training samples, in the form that measures fastest here.
+    """Quantize MODEL.onnx to int8, calibrated on training samples, in the form that measures fastest here.
 
-    Types, scales and form given by hand are obeyed and nothing is tried.
+    Types, scales and form given by hand are obeyed and nothing is tried; so is another precision.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx
     onnxpress quantize student.onnx --sensitivity --data photos/ -o sensitivity.html
     """
     with _session(given) as (options, progress):
-        from compress.quantize import QuantizeConfig, quantize
+        from compress.quantize import quantize
+        from compress.quantize_config import QuantizeConfig
         from core.data_reference import load_data
         from core.model_reference import load_onnx_model
         from core.whole_output import refuse_overwrite

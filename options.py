@@ -202,6 +202,13 @@ prune_options = _together(
 
 quantize_options = _together(
     click.option(
+        "--precision",
+        type=click.Choice(["int8", "int4", "float16", "bfloat16"]),
+        default="int8",
+        show_default=True,
+        help="int4 is for transformers' matrices, the floats for GPUs.",
+    ),
+    click.option(
         "--activation-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine."
     ),
     click.option("--weight-type", type=click.Choice(["uint8", "int8"]), help="Default: what is fast on this machine."),
@@ -210,7 +217,9 @@ quantize_options = _together(
         default=None,
         help="One weight scale per channel, or one in all. Default: what is fast.",
     ),
-    click.option("--form", type=click.Choice(["qdq", "qoperator"]), help="Default: what is fast on this machine."),
+    click.option(
+        "--form", type=click.Choice(["qdq", "qoperator", "dynamic"]), help="Default: what is fast on this machine."
+    ),
     click.option(
         "--portable",
         "reduce_range",

@@ -11,7 +11,7 @@ from bench.gate import Gate
 from compress.distill import DistillConfig
 from compress.finetune import FinetuneConfig
 from compress.prune import PruneConfig
-from compress.quantize import QuantizeConfig
+from compress.quantize_config import QuantizeConfig
 from core.errors import ToolError, did_you_mean, require
 from core.references import missing_path
 from core.typed_config import check_keys, field_names, toml_value, typed_config

@@ -20,7 +20,8 @@ from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
-from compress.quantize import Int8SensitivityReport, QuantizeConfig, quantization_sensitivity, quantize
+from compress.quantize import Int8SensitivityReport, quantization_sensitivity, quantize
+from compress.quantize_config import QuantizeConfig
 from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder

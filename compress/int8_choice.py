@@ -41,7 +41,8 @@ class Form:
     def title(self) -> str:
         """Describe the form in a few words."""
         back = f", {len(self.in_float)} layers in float" if self.in_float else ""
-        return f"{self.layout.title}, {self.method}{back}"
+        ranges = "" if self.layout.form == "dynamic" else f", {self.method}"
+        return f"{self.layout.title}{ranges}{back}"
 
 
 class Tried(BaseModel, frozen=True):

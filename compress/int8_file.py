@@ -1,11 +1,11 @@
-"""Writes the static int8 form of a float32 file whose tensors' ranges are known, by ONNX Runtime's quantizer."""
+"""Writes the int8 forms of a float32 file, by ONNX Runtime's quantizer."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -16,6 +16,8 @@ TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
 """Operators whose output is as finely told as their input."""
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
+DYNAMIC = ("MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization")
+"""Operators whose dynamic form is fast or small: that of a convolution is neither. Gemm becomes MatMul."""
 
 
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
@@ -25,8 +27,8 @@ def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
     return prepared
 
 
-def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, in_float: Sequence[str]) -> None:
-    """Write the int8 form of a file.
+def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, in_float: Sequence[str]) -> None:
+    """Write the static int8 form of a file.
 
     Args:
         prepared: From `prepare`.
@@ -56,6 +58,27 @@ def write_int8(prepared: Path, output: Path, ranges: Ranges, layout: Layout, in_
         made = onnx.load(output)
         _read_unrounded(made.graph, in_float)
         onnx.save(made, output)
+
+
+def write_dynamic(prepared: Path, output: Path, layout: Layout, in_float: Sequence[str]) -> None:
+    """Write the dynamic int8 form of a file: weights are rounded here, activations by their range when it runs.
+
+    Args:
+        prepared: From `prepare`.
+        output: The file to make.
+        layout: The form.
+        in_float: Names of graph nodes that stay in float.
+    """
+    operators = {node.op_type for node in onnx.load(prepared).graph.node}
+    quantize_dynamic(
+        prepared,
+        output,
+        op_types_to_quantize=list(DYNAMIC),
+        per_channel=layout.per_channel,
+        reduce_range=layout.reduce_range or "LSTM" in operators,  # whose saturation is not simulated
+        weight_type=TYPES[layout.weight_type],
+        nodes_to_exclude=[*in_float, *(f"{name}_MatMul" for name in in_float)],
+    )
 
 
 def _read_unrounded(graph: onnx.GraphProto, names: Sequence[str]) -> None:

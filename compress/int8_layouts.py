@@ -1,6 +1,7 @@
-"""Forms of a static int8 file: which ONNX Runtime has fast kernels for, and which are worth trying on a machine."""
+"""Forms of an int8 file: which ONNX Runtime has fast kernels for, and which are worth trying on a machine."""
 
 import platform
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import BaseModel
@@ -10,7 +11,7 @@ from core.machine import int8_instructions
 from core.sessions import provider_name
 
 ElementType = Literal["uint8", "int8"]
-FileForm = Literal["qdq", "qoperator"]
+FileForm = Literal["qdq", "qoperator", "dynamic"]
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # operators that multiply, and so gain the most
 
 
@@ -22,7 +23,8 @@ class Layout(BaseModel, frozen=True):
         weight_type: Element type of weights.
         reduce_range: Whether weights use 7 of 8 bits.
         per_channel: Whether each output channel of a weight has a scale.
-        form: ``qdq``, pairs of QuantizeLinear and DequantizeLinear around float operators, or ``qoperator``.
+        form: ``qdq``, pairs of QuantizeLinear and DequantizeLinear around float operators, ``qoperator``, or
+            ``dynamic``, in which activations are rounded by the range they have when the file runs.
         only: Operator types that are quantized; all that can be where empty.
         reason: Why this was taken or is worth trying.
     """
@@ -69,8 +71,15 @@ def fast_layout(provider: str, reduce_range: bool | None = None) -> Layout:
     return found.model_copy(update={"reduce_range": reduce_range, "reason": f"{found.reason}; {asked}"})
 
 
-def layouts_worth_trying(provider: str, reduce_range: bool | None = None) -> tuple[Layout, ...]:
-    """Return the layouts to measure, the one that is taken without measuring first; arguments as of `fast_layout`.
+def layouts_worth_trying(
+    provider: str, reduce_range: bool | None = None, operators: Sequence[str] = ()
+) -> tuple[Layout, ...]:
+    """Return the layouts to measure, the one that is taken without measuring first.
+
+    Args:
+        provider: Where the file will run.
+        reduce_range: Use 7 of 8 bits for weights; None asks this processor.
+        operators: Of the graph, one for each node: the dynamic form is for those of matrices and of recurrences.
 
     The other pair of element types is not among them: half of an x86 file of int8 by int8, and every product of an ARM
     file of uint8 by int8, has no kernel of its own.
@@ -83,11 +92,14 @@ def layouts_worth_trying(provider: str, reduce_range: bool | None = None) -> tup
     def other(reason: str, **changes: object) -> Layout:
         return first.model_copy(update={"reason": f"measured: {reason}", **changes})
 
+    matrices = sum(one in ("MatMul", "Gemm", "LSTM", "Attention") for one in operators)
+    dynamic = other("ranges found when it runs", form="dynamic", activation_type="uint8", weight_type="int8")
     return (
         first,
         other("fewer scales to apply", per_channel=False),
         other("operators that are int8 themselves", form="qoperator"),
         other("what does not multiply stays in float32", only=PRODUCTS),
+        *[dynamic] * (matrices > operators.count("Conv")),
     )
 
 

@@ -1,25 +1,27 @@
-"""Static int8 quantization of an ONNX file, in the form that measures fastest where the file will run."""
+"""Quantization of an ONNX file: int8 in the form that measures fastest where it will run, or another precision."""
 
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx
 from pydantic import SerializeAsAny
 
 from compress.calibration import Method
-from compress.int8_choice import Choice, Form, Trial, Tried, choose, drop_against
-from compress.int8_layouts import ElementType, FileForm, Layout, fast_layout, layouts_worth_trying, saturates
+from compress.half_precision import overflowing, write_half
+from compress.int8_choice import Form, Trial, Tried, choose, drop_against
+from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
 from compress.int8_sensitivity import LayerDamage
-from compress.int8_source import SENSITIVITY_SAMPLES, int8_source
+from compress.quantize_config import Precision, QuantizeConfig, layout_asked
+from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
+from compress.weight_only import write_int4
 from core.data import Data
-from core.errors import require
+from core.errors import GateMissedError
 from core.history import step
-from core.onnx_model import OnnxModel, explain, open_onnx
+from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.whole_output import whole_file
@@ -31,77 +33,29 @@ MeasureSpeedup = Callable[[OnnxModel, OnnxModel], float]
 Verify = Callable[[OnnxModel, OnnxModel], Report]
 """Compares the second file with the first; raises `GateMissedError` when it is too far off."""
 
-METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizeConfig:
-    """How to quantize.
-
-    What is fast is measured where neither types, scales nor form are given.
-
-    Attributes:
-        provider: Where the file will run.
-        activation_type: ``uint8`` or ``int8``; None takes what is fast there.
-        weight_type: ``uint8`` or ``int8``; None takes what is fast there.
-        reduce_range: Use 7 of 8 bits for weights, which makes the file as right on x86 processors without VNNI, whose
-            int8 multiply saturates; None asks this one.
-        per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
-        form: ``qdq`` or ``qoperator``; None takes what is fast.
-        calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``;
-            None takes minmax, and tries the others where that loses too much.
-        calibration_samples: Training samples to look at.
-        nodes_to_exclude: Names of graph nodes to leave in float.
-        max_drop: Points of accuracy that may be lost, of agreement where the data has no labels.
-    """
-
-    provider: str = "cpu"
-    activation_type: ElementType | None = None
-    weight_type: ElementType | None = None
-    reduce_range: bool | None = None
-    per_channel: bool | None = None
-    form: FileForm | None = None
-    calibration_method: Method | None = None
-    calibration_samples: int = 512
-    nodes_to_exclude: tuple[str, ...] = ()
-    max_drop: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(
-            self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
-        )
-        require(self.max_drop >= 0, f"max_drop is {self.max_drop}; it cannot be negative")
-
-    @property
-    def methods(self) -> tuple[Method, ...]:
-        """Return the ways to find ranges, in the order that they are tried."""
-        return (self.calibration_method,) if self.calibration_method else METHODS
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """Return what of the layout is given."""
-        names = ("activation_type", "weight_type", "per_channel", "form")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
-
 
 class QuantizeReport(Report, frozen=True):
     """What quantization did.
 
     Attributes:
-        layout: The form it took.
-        calibration_method: How ranges were found.
-        left_in_float: Names of nodes that stayed in float: what was excluded, and what lost too much in int8.
+        precision: What it computes in.
+        layout: The form it took; None where it is not int8.
+        calibration_method: How ranges were found; None where none were needed.
+        left_in_float: Names of nodes that stayed in float32: what was excluded, what lost too much in int8, and what
+            would overflow in float16.
         tried: What it was chosen among; empty where it was asked for.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
         drop: Points of accuracy lost on the validation split, of agreement where the data has no labels; None when
             it was not measured.
-        drop_without_vnni: The same on x86 processors without VNNI, simulated; see `compress.saturation`.
+        drop_without_vnni: The same of an int8 file on x86 processors without VNNI, simulated; see
+            `compress.saturation`.
         verify: How far the outputs moved; None when they were not compared.
     """
 
-    layout: Layout
-    calibration_method: Method
+    precision: Precision
+    layout: Layout | None
+    calibration_method: Method | None
     left_in_float: tuple[str, ...]
     tried: tuple[Tried, ...]
     size_bytes: tuple[int, int]
@@ -138,7 +92,7 @@ def quantize(
     progress: Progress = no_progress,
     force: bool = False,
 ) -> Result[OnnxModel, QuantizeReport]:
-    """Quantize to int8, calibrated on training samples, in the form that is fastest where no form is asked for.
+    """Quantize, calibrated on training samples, to the form of int8 that is fastest where no other is asked for.
 
     Args:
         model: A float32 file; left untouched.
@@ -151,63 +105,44 @@ def quantize(
         force: Replace an existing file.
 
     Raises:
-        ToolError: The file is quantized already, a node to exclude does not exist, or the data does not fit it.
-        GateMissedError: From `verify`; or no form is faster than float32 within `max_drop`.
+        ToolError: The file is not float32, a node to exclude does not exist, or the data does not fit it.
+        GateMissedError: From `verify`; the file loses more than `max_drop`; or none is faster than float32 within it.
     """
-    layouts = (_layout(config),) if config.asked else layouts_worth_trying(config.provider, config.reduce_range)
-    choice: Choice | None = None
-    speedup = drop = drop_without_vnni = None
+    trial = None
     with whole_file(output, force=force) as part:
-        with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
-            form = Form(layouts[0], config.methods[0])
-            drop_of = drop_against(model, data, config.provider) if measure_speedup else None
-            if drop_of and measure_speedup and not config.asked:
+        with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
+            if measure_speedup:
                 trial = Trial(
                     write=source.write,
                     measure_speedup=partial(measure_speedup, model),
-                    drop_of=drop_of,
+                    drop_of=drop_against(model, data, config.provider),
                     folder=source.folder,
                     max_drop=config.max_drop,
                     progress=progress,
                 )
-                choice = choose(layouts, trial, config.methods, source.sensitivity)
-                form, speedup, drop = choice.form, choice.speedup, choice.drop
-                shutil.copyfile(choice.path, part)
-            else:
-                source.write(form, part)
-            if drop_of:
-                drop = drop_of(open_onnx(part)) if drop is None else drop
-                saturated = source.saturated(form)
-                drop_without_vnni = drop_of(saturated) if saturated else drop
-        _write_metadata(
-            part,
-            model,
-            step(
-                "quantize",
-                asdict(config) | {"layout": form.layout.model_dump(), "left_in_float": form.in_float},
-                parent=model.sha256,
-                data=data.fingerprint,
-            ),
-        )
+            made = _written(source, part, model, config, trial)
+            drop_without_vnni = _drop_without_vnni(source, made, trial)
+        _write_metadata(part, model, data, config, made)
         candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
-        if speedup is None and measure_speedup:
-            speedup = measure_speedup(model, candidate)
-    _warn(speedup, drop_without_vnni, config.max_drop)
-    made = open_onnx(output)
+        speedup = trial.measure_speedup(candidate) if trial and made.speedup is None else made.speedup
+    _warn(speedup, drop_without_vnni, config)
+    done = open_onnx(output)
+    static = made.form if made.form and made.form.layout.form != "dynamic" else None
     report = QuantizeReport(
         stage="quantize",
-        layout=form.layout,
-        calibration_method=form.method,
-        left_in_float=(*config.nodes_to_exclude, *form.in_float),
-        tried=choice.tried if choice else (),
-        size_bytes=(model.size_bytes, made.size_bytes),
+        precision=config.precision,
+        layout=made.form.layout if made.form else None,
+        calibration_method=static.method if static else None,
+        left_in_float=(*config.nodes_to_exclude, *made.in_float),
+        tried=made.tried,
+        size_bytes=(model.size_bytes, done.size_bytes),
         measured_speedup=speedup,
-        drop=drop,
+        drop=made.drop,
         drop_without_vnni=drop_without_vnni,
         verify=verified,
     )
-    return Result(made, report)
+    return Result(done, report)
 
 
 def quantization_sensitivity(
@@ -218,8 +153,8 @@ def quantization_sensitivity(
     Raises:
         ToolError: As `quantize`.
     """
-    layout = _layout(config) if config.asked else fast_layout(config.provider, config.reduce_range)
-    with int8_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
+    layout = layout_asked(config) if config.asked else fast_layout(config.provider, config.reduce_range)
+    with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
         form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
             stage="sensitivity",
@@ -230,20 +165,74 @@ def quantization_sensitivity(
         )
 
 
-def _layout(config: QuantizeConfig) -> Layout:
-    """Return the layout that is asked for, the rest of it being what is fast."""
-    asked = config.asked
-    if config.activation_type and config.weight_type:
-        reduce_range = saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
-        return Layout(**asked, reduce_range=reduce_range, reason="as asked for")
-    chosen = fast_layout(config.provider, config.reduce_range)
-    return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a file became: its form where it is int8, what stayed in float unasked, and what was measured."""
+
+    form: Form | None
+    in_float: tuple[str, ...] = ()
+    speedup: float | None = None
+    drop: float | None = None
+    tried: tuple[Tried, ...] = ()
 
 
-def _warn(speedup: float | None, drop_without_vnni: float | None, max_drop: float) -> None:
+def _written(
+    source: QuantizeSource, part: Path, model: OnnxModel, config: QuantizeConfig, trial: Trial | None
+) -> _Written:
+    """Write the file that is asked for, or that is chosen where it may be."""
+    if config.precision == "int8" and not config.asked:
+        operators = [node.op_type for node in read_proto(model.path).graph.node]
+        layouts = layouts_worth_trying(config.provider, config.reduce_range, operators)
+        if trial:
+            choice = choose(layouts, trial, config.methods, source.sensitivity)
+            shutil.copyfile(choice.path, part)
+            return _Written(choice.form, choice.form.in_float, choice.speedup, choice.drop, choice.tried)
+        made = _Written(Form(layouts[0], config.methods[0]))
+    elif config.precision == "int8":
+        made = _Written(Form(layout_asked(config), config.methods[0]))
+    else:
+        made = _Written(None, _written_otherwise(source, part, config))
+    if made.form:
+        source.write(made.form, part)
+    if trial is None:
+        return made
+    drop = trial.drop_of(open_onnx(part))
+    if drop > config.max_drop:
+        title = made.form.title if made.form else config.precision
+        raise GateMissedError(
+            f"the file in {title} loses {drop:.2f} points, more than {config.max_drop:g}; raise --max-drop, or leave "
+            "nodes in float with --exclude"
+        )
+    return replace(made, drop=drop)
+
+
+def _written_otherwise(source: QuantizeSource, part: Path, config: QuantizeConfig) -> tuple[str, ...]:
+    """Write a file that is not int8; return the names of nodes that stay in float32 beside what is excluded."""
+    excluded = config.nodes_to_exclude
+    if config.precision == "int4":
+        write_int4(source.prepared, part, excluded)
+        return ()
+    if config.precision == "bfloat16":
+        write_half(source.prepared, part, "bfloat16", excluded)
+        return ()
+    found = overflowing(onnx.load(source.prepared), source.ranges("minmax"))
+    write_half(source.prepared, part, "float16", (*excluded, *found))
+    return tuple(name for name in found if name not in excluded)
+
+
+def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | None) -> float | None:
+    if trial is None or made.form is None:
+        return None
+    saturated = source.saturated(made.form)
+    return trial.drop_of(saturated) if saturated else made.drop
+
+
+def _warn(speedup: float | None, drop_without_vnni: float | None, config: QuantizeConfig) -> None:
     if speedup is not None and speedup < 1:
-        logger.warning("the int8 file runs at %.2fx the speed of the float32 file: it does not help here", speedup)
-    if drop_without_vnni is not None and drop_without_vnni > max_drop:
+        logger.warning(
+            "the %s file runs at %.2fx the speed of the float32 file: it does not help here", config.precision, speedup
+        )
+    if drop_without_vnni is not None and drop_without_vnni > config.max_drop:
         logger.warning(
             "on x86 processors without VNNI, whose int8 multiply saturates, this file loses %.2f points (simulated); "
             "--portable makes one that does not",
@@ -251,7 +240,14 @@ def _warn(speedup: float | None, drop_without_vnni: float | None, max_drop: floa
         )
 
 
-def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
+def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeConfig, made: _Written) -> None:
+    layout = made.form.layout.model_dump() if made.form else None
+    done = step(
+        "quantize",
+        asdict(config) | {"layout": layout, "left_in_float": made.in_float},
+        parent=parent.sha256,
+        data=data.fingerprint,
+    )
     proto = onnx.load(path)
     explain(
         proto,

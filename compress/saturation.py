@@ -7,7 +7,7 @@ taken off in a float graph, which then answers as those processors do.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -60,7 +60,7 @@ def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """Return the float graph that computes what a file computes there, or None where no pair can saturate.
 
     Args:
-        proto: A quantized file in the QDQ form.
+        proto: A quantized file, in the QDQ form or dynamic.
     """
     made = onnx.ModelProto()
     made.CopyFrom(proto)
@@ -80,6 +80,8 @@ def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         answer = node.output[0]
         node.output[0] = f"{answer}/exact"
         excess = _excess(product, answer, graph)
+        if node.op_type == "MatMulInteger":
+            excess.append(helper.make_node("Cast", [excess[-1].output[0]], [f"{answer}/int32"], to=TensorProto.INT32))
         nodes += [node, *excess, helper.make_node("Add", [node.output[0], excess[-1].output[0]], [answer])]
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
@@ -102,39 +104,54 @@ def _product(
     sizes: Mapping[str, tuple[int, ...]],
 ) -> _Product | None:
     """Return what is multiplied where a node becomes an integer kernel that can saturate."""
+    if node.op_type == "MatMulInteger":
+        matrix = constants.get(node.input[1])
+        return None if matrix is None else _paired(node, node.input[0], np.uint8(0), np.ones(1, np.float32), matrix.T)
     if node.op_type not in ("Conv", "Gemm", "MatMul") or (node.op_type == "Conv" and node.output[0] not in rounded):
         return None
     given, weights = (maker.get(tensor) for tensor in node.input[:2])
     if not (given and weights and given.op_type == weights.op_type == "DequantizeLinear"):
         return None
     weight = constants.get(weights.input[0])
-    if weight is None or weight.dtype != np.int8 or given.input[0] in constants:  # uint8 by uint8 has 32 bits
+    if weight is None or given.input[0] in constants:
         return None
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    if node.op_type == "Conv":
-        groups = attributes.get("group", 1)
-        if weight.shape[1] == 1 and groups == len(weight):  # depthwise kernels have 32 bits
-            return None
-        ordered = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)  # position by position, channels last
-    else:
-        groups = 1
-        weight = ordered = weight if attributes.get("transB") else weight.T
-    odd = ordered.shape[1] % 2
-    pairs = np.pad(ordered, ((0, 0), (0, odd))).astype(np.float32).reshape(len(ordered), -1, 2)
+    zero_point = constants[given.input[2]]
+    scale = constants[given.input[1]] * constants[weights.input[1]]
+    if node.op_type != "Conv":
+        return _paired(node, given.input[0], zero_point, scale, weight if attributes.get("transB") else weight.T)
+    groups = attributes.get("group", 1)
+    if weight.shape[1] == 1 and groups == len(weight):  # depthwise kernels have 32 bits
+        return None
+    ordered = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)  # position by position, channels last
+    found = _paired(node, given.input[0], zero_point, scale, ordered)
+    return found and replace(found, weight=weight, groups=groups, sizes=sizes.get(node.input[0], ()))
+
+
+def _paired(
+    node: onnx.NodeProto,
+    codes: str,
+    zero_point: NDArray[Any] | np.generic,
+    scale: NDArray[np.float32],
+    weight: NDArray[Any],
+) -> _Product | None:
+    """Return a product with a weight in the order of its sum, (O, K), if pairs in it can saturate."""
+    if weight.dtype != np.int8 or weight.ndim != 2:  # uint8 by uint8 has 32 bits
+        return None
+    pairs = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))).astype(np.float32).reshape(len(weight), -1, 2)
     above, below = MOST * pairs.clip(min=0).sum(2), MOST * pairs.clip(max=0).sum(2)
     place, output = np.nonzero(((above > HIGHEST) | (below < LOWEST)).T)
     if not len(place):
         return None
-    zero_point = constants[given.input[2]]
     return _Product(
         node=node,
-        codes=given.input[0],
+        codes=codes,
         offset=128 if zero_point.dtype == np.int8 else 0,
         zero_point=int(zero_point),
-        scale=np.broadcast_to(constants[given.input[1]] * constants[weights.input[1]], len(ordered)),
+        scale=np.broadcast_to(scale, len(weight)),
         weight=weight,
-        groups=groups,
-        sizes=sizes.get(node.input[0], ()),
+        groups=1,
+        sizes=(),
         pairs=pairs[output, place].T,
         output=output,
         first=2 * place,

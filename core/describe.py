@@ -25,6 +25,7 @@ class Description(Report, frozen=True):
         macs: Multiply-accumulates of one sample.
         size_bytes: The file's size.
         opset: Version of the operator set.
+        precision: The least that it computes in.
         operators: Operator, or module type, to how many there are.
         labels: Class names.
         preprocessing: How raw samples become inputs.
@@ -40,6 +41,7 @@ class Description(Report, frozen=True):
     macs: int | None = None
     size_bytes: int | None = None
     opset: int | None = None
+    precision: str | None = None
     operators: dict[str, int]
     labels: tuple[str, ...]
     preprocessing: Preprocessing | None
@@ -86,6 +88,7 @@ def _describe_onnx(model: OnnxModel) -> Description:
         params=sum(math.prod(initializer.dims) for initializer in graph.initializer),
         size_bytes=model.size_bytes,
         opset=model.opset,
+        precision=model.precision,
         operators=dict(Counter(node.op_type for node in graph.node).most_common()),
         labels=model.labels,
         preprocessing=model.preprocessing,

@@ -33,7 +33,10 @@ class TensorSpec(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make."""
+    """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make.
+
+    Its precision is the least of what it computes in: ``int4``, ``int8``, ``bfloat16``, ``float16`` or ``float32``.
+    """
 
     name: str
     path: Path
@@ -41,10 +44,15 @@ class OnnxModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opset: int
-    is_quantized: bool
+    precision: str
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     history: History
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it computes with integers."""
+        return self.precision in ("int4", "int8")
 
     @property
     def size_bytes(self) -> int:
@@ -78,7 +86,7 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             inputs=tuple(_tensor_spec(value) for value in proto.graph.input if value.name not in weights),
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
             opset=_opset(proto, path),
-            is_quantized=any(node.op_type in _QUANTIZED_OPERATORS for node in proto.graph.node),
+            precision=_precision(proto.graph),
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
             labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
@@ -130,8 +138,20 @@ _QUANTIZED_OPERATORS = {
     "QLinearMatMul",
     "MatMulInteger",
     "ConvInteger",
-    "MatMulNBits",
+    "DynamicQuantizeLSTM",
 }
+
+
+def _precision(graph: onnx.GraphProto) -> str:
+    operators = {node.op_type for node in graph.node}
+    kept = {initializer.data_type for initializer in graph.initializer}
+    found = {
+        "int4": "MatMulNBits" in operators,
+        "int8": bool(operators & _QUANTIZED_OPERATORS),
+        "bfloat16": onnx.TensorProto.BFLOAT16 in kept,
+        "float16": onnx.TensorProto.FLOAT16 in kept,
+    }
+    return next((name for name, holds in found.items() if holds), "float32")
 
 
 def _opset(proto: onnx.ModelProto, path: Path) -> int:

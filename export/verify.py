@@ -19,14 +19,15 @@ from core.torch_model import TorchModel, example_inputs
 DATA_SAMPLES = 512
 CHUNK = 64
 FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
-QUANTIZED_SQNR_DB = 10.0
+SQNR_DB = {"int4": 10.0, "int8": 10.0, "bfloat16": 20.0, "float16": 35.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
     """How to compare and what must hold.
 
-    Where no limit is given, a float candidate must be within atol 1e-4 and rtol 1e-3, a quantized one above 10 dB.
+    Where no limit is given, a float32 candidate must be within atol 1e-4 and rtol 1e-3, a float16 one above 35 dB, a
+    bfloat16 one above 20, and an int8 or int4 one above 10.
 
     Attributes:
         atol: Absolute tolerance: |candidate - reference| <= atol + rtol * |reference| for every element.
@@ -197,8 +198,8 @@ def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str
         return {"atol": 0.0, "rtol": 0.0} | limits
     if limits:
         return limits
-    if isinstance(candidate, OnnxModel) and candidate.is_quantized:
-        return {"min_sqnr_db": QUANTIZED_SQNR_DB}
+    if isinstance(candidate, OnnxModel) and candidate.precision in SQNR_DB:
+        return {"min_sqnr_db": SQNR_DB[candidate.precision]}
     return {"atol": FLOAT_ATOL, "rtol": FLOAT_RTOL}
 
 

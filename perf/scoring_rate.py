@@ -69,7 +69,7 @@ def _row(model: OnnxModel, data: Data, batch_size: int) -> dict[str, Any]:
         bare.append(count / _bare_seconds(model, ready))
     return {
         "model": model.path.name,
-        "operators": "int8" if model.is_quantized else "float32",
+        "operators": model.precision,
         "samples": count,
         "batch_size": batch_size,
         "scored_per_second": statistics.median(scored),

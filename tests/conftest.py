@@ -11,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from cli import main
 from compress.finetune import FinetuneConfig, finetune
-from compress.quantize import QuantizeConfig, quantize
+from compress.quantize import quantize
+from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.data_reference import load_data
 from core.model_reference import load_torch_model

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from compress.int8_layouts import PRODUCTS, layouts_worth_trying
-from compress.quantize import QuantizeConfig, quantize
+from compress.quantize import quantize
+from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.int8_layouts import fast_layout
 from compress.int8_sensitivity import int8_sensitivity, int8_sensitivity_plot
-from compress.quantize import QuantizeConfig, quantization_sensitivity
+from compress.quantize import quantization_sensitivity
+from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.onnx_model import OnnxModel
 

@@ -13,7 +13,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from compress.int8_layouts import fast_layout
-from compress.quantize import QuantizeConfig, quantize
+from compress.quantize import quantize
+from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
@@ -88,7 +89,7 @@ def test_metadata_and_history_travel(exported: OnnxModel, quantized: OnnxModel) 
 
 
 def test_a_quantized_file_is_not_quantized_again(quantized: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="is quantized already; give the float32 file"):
+    with pytest.raises(ToolError, match="is int8 already; give the float32 file"):
         quantize(quantized, digits, tmp_path / "twice.onnx", QuantizeConfig())
 
 

@@ -93,12 +93,30 @@ def test_dynamic_and_unknown_axes_are_named(linear_proto: MakeProto, tmp_path: P
     assert model.outputs[0].shape == ("batch", "?")
 
 
-@pytest.mark.parametrize("operator", ["QuantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"])
-def test_a_quantized_file_is_told_apart(linear_proto: MakeProto, tmp_path: Path, operator: str) -> None:
+@pytest.mark.parametrize(
+    ("operator", "precision"),
+    [
+        ("QuantizeLinear", "int8"),
+        ("DynamicQuantizeLinear", "int8"),
+        ("DynamicQuantizeLSTM", "int8"),
+        ("MatMulNBits", "int4"),
+    ],
+)
+def test_a_quantized_file_is_told_apart(linear_proto: MakeProto, tmp_path: Path, operator: str, precision: str) -> None:
     proto = linear_proto()
     proto.graph.node.append(helper.make_node(operator, ["y"], ["z"]))
     onnx.save(proto, tmp_path / "model.onnx")
+    assert open_onnx(tmp_path / "model.onnx").precision == precision
     assert open_onnx(tmp_path / "model.onnx").is_quantized
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(TensorProto.FLOAT16, "float16"), (TensorProto.BFLOAT16, "bfloat16")])
+def test_half_precision_is_told_apart(linear_proto: MakeProto, tmp_path: Path, dtype: int, precision: str) -> None:
+    proto = linear_proto()
+    proto.graph.initializer.append(helper.make_tensor("half", dtype, [2], [0.5, 1.0]))
+    onnx.save(proto, tmp_path / "model.onnx")
+    assert open_onnx(tmp_path / "model.onnx").precision == precision
+    assert not open_onnx(tmp_path / "model.onnx").is_quantized
 
 
 def test_a_file_cut_anywhere_is_named(linear_onnx: MakeOnnx) -> None:

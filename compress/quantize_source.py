@@ -1,4 +1,4 @@
-"""A float32 file and the samples that calibrate it: what every form of int8 is written and judged from."""
+"""A float32 file and the samples that calibrate it: what every smaller form is written from."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ import torch
 
 from compress.calibration import Method, Ranges, Seen, observe, ranges_of
 from compress.int8_choice import Form
-from compress.int8_file import prepare, write_int8
+from compress.int8_file import prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
 from core.data import Data, Split, spread
@@ -26,10 +26,11 @@ CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
 
 
-class Int8Source:
+class QuantizeSource:
     """The file; its samples are run once for minmax, and once for all other methods.
 
     Attributes:
+        prepared: The file with the types of all its tensors inferred.
         folder: Where files may be put while it is open.
     """
 
@@ -37,7 +38,7 @@ class Int8Source:
         self, prepared: Path, calibration: "Batches", few: "Batches", excluded: Sequence[str], progress: Progress
     ) -> None:
         self.folder = prepared.parent
-        self._prepared = prepared
+        self.prepared = prepared
         self._calibration = calibration
         self._few = few
         self._excluded = excluded
@@ -45,13 +46,18 @@ class Int8Source:
         self._seen: dict[bool, dict[str, Seen]] = {}
 
     def write(self, form: Form, to: Path) -> None:
-        """Write the file in a form."""
-        write_int8(self._prepared, to, self._ranges(form.method), form.layout, (*self._excluded, *form.in_float))
+        """Write the file in a form of int8."""
+        in_float = (*self._excluded, *form.in_float)
+        if form.layout.form == "dynamic":
+            write_dynamic(self.prepared, to, form.layout, in_float)
+        else:
+            write_static(self.prepared, to, self.ranges(form.method), form.layout, in_float)
 
     def saturated(self, form: Form) -> OnnxModel | None:
         """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
         exact = self.folder / "exact.onnx"
-        self.write(replace(form, layout=form.layout.model_copy(update={"form": "qdq"})), exact)
+        shown = "dynamic" if form.layout.form == "dynamic" else "qdq"
+        self.write(replace(form, layout=form.layout.model_copy(update={"form": shown})), exact)
         proto = saturating(onnx.load(exact))
         if proto is None:
             return None
@@ -61,18 +67,19 @@ class Int8Source:
     def sensitivity(self, form: Form) -> Sequence[LayerDamage]:
         """Return what each layer loses in a form."""
         return int8_sensitivity(
-            onnx.load(self._prepared),
-            self._ranges(form.method),
+            onnx.load(self.prepared),
+            self.ranges(form.method),
             form.layout,
             list(self._few),
             lambda done, total: self._progress("sensitivity", done, total, "layers"),
         )
 
-    def _ranges(self, method: Method) -> Ranges:
+    def ranges(self, method: Method) -> Ranges:
+        """Return what each tensor takes over the calibration samples."""
         histograms = method != "minmax"
         if histograms not in self._seen:
             self._seen[histograms] = observe(
-                onnx.load(self._prepared),
+                onnx.load(self.prepared),
                 self._calibration,
                 lambda done: self._progress("calibrate", done, len(self._calibration), "batches"),
                 histograms=histograms,
@@ -81,9 +88,9 @@ class Int8Source:
 
 
 @contextmanager
-def int8_source(
+def quantize_source(
     model: OnnxModel, data: Data, num_samples: int, excluded: Sequence[str], progress: Progress
-) -> Iterator[Int8Source]:
+) -> Iterator[QuantizeSource]:
     """Check that a file can be quantized on these samples, and yield it.
 
     Args:
@@ -96,8 +103,8 @@ def int8_source(
     Raises:
         ToolError: The file is quantized already, a node does not exist, or the data does not fit it.
     """
-    if model.is_quantized:
-        raise ToolError(f"{model.path} is quantized already; give the float32 file it was made from")
+    if model.precision != "float32":
+        raise ToolError(f"{model.path} is {model.precision} already; give the float32 file it was made from")
     proto = read_proto(model.path)
     _check_nodes(proto, excluded)
     check_reads(model, data)
@@ -105,7 +112,7 @@ def int8_source(
     _check_runs(model, data, preprocessing)
     calibration, few = (Batches(model, data, preprocessing, count) for count in (num_samples, SENSITIVITY_SAMPLES))
     with tempfile.TemporaryDirectory() as scratch:
-        yield Int8Source(prepare(proto, Path(scratch)), calibration, few, excluded, progress)
+        yield QuantizeSource(prepare(proto, Path(scratch)), calibration, few, excluded, progress)
 
 
 class Batches:

@@ -1,0 +1,76 @@
+"""What may be asked of quantization."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compress.calibration import Method
+from compress.int8_layouts import ElementType, FileForm, Layout, fast_layout, saturates
+from core.errors import require
+
+METHODS: tuple[Method, ...] = ("minmax", "percentile", "entropy", "mse")
+Precision = Literal["int8", "int4", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizeConfig:
+    """How to quantize.
+
+    What is fast is measured where neither types, scales nor form of int8 are given.
+
+    Attributes:
+        provider: Where the file will run.
+        precision: ``int8``; ``int4``, matrices of four bits a weight; ``float16``, but for what would overflow; or
+            ``bfloat16``.
+        activation_type: ``uint8`` or ``int8``; None takes what is fast there.
+        weight_type: ``uint8`` or ``int8``; None takes what is fast there.
+        reduce_range: Use 7 of 8 bits for weights, which makes the file as right on x86 processors without VNNI, whose
+            int8 multiply saturates; None asks this one.
+        per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
+        form: ``qdq``, ``qoperator`` or ``dynamic``; None takes what is fast.
+        calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``;
+            None takes minmax, and tries the others where that loses too much.
+        calibration_samples: Training samples to look at.
+        nodes_to_exclude: Names of graph nodes to leave in float.
+        max_drop: Points of accuracy that may be lost, of agreement where the data has no labels.
+    """
+
+    provider: str = "cpu"
+    precision: Precision = "int8"
+    activation_type: ElementType | None = None
+    weight_type: ElementType | None = None
+    reduce_range: bool | None = None
+    per_channel: bool | None = None
+    form: FileForm | None = None
+    calibration_method: Method | None = None
+    calibration_samples: int = 512
+    nodes_to_exclude: tuple[str, ...] = ()
+    max_drop: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
+        )
+        require(self.max_drop >= 0, f"max_drop is {self.max_drop}; it cannot be negative")
+        given = [*self.asked, *["reduce_range"] * (self.reduce_range is not None)]
+        require(self.precision == "int8" or not given, f"precision is {self.precision}; {', '.join(given)} is for int8")
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """Return the ways to find ranges, in the order that they are tried."""
+        return (self.calibration_method,) if self.calibration_method else METHODS
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Return what of the layout is given."""
+        names = ("activation_type", "weight_type", "per_channel", "form")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def layout_asked(config: QuantizeConfig) -> Layout:
+    """Return the int8 layout that is asked for, the rest of it being what is fast."""
+    asked = config.asked
+    if config.activation_type and config.weight_type:
+        reduce_range = saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
+        return Layout(**asked, reduce_range=reduce_range, reason="as asked for")
+    chosen = fast_layout(config.provider, config.reduce_range)
+    return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
