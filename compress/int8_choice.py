@@ -1,11 +1,13 @@
 """Which form of int8 serves here: each is written, timed against float32 and scored; the fastest that fits is kept.
 
-Where what is fast loses too much, the ranges are found in other ways, and then the fewest layers go back to float.
+Where what is fast loses too much, the ranges are found in other ways, then the graph is equalized and its biases
+corrected, and then the fewest layers go back to float.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -18,6 +20,7 @@ from core.onnx_model import OnnxModel, open_onnx
 from core.predict import accuracy, predict
 from core.progress import Progress
 
+Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
 KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
@@ -31,18 +34,19 @@ class Form:
         layout: Its element types and operators.
         method: How its ranges are found.
         in_float: Names of nodes that stay in float.
+        treatments: What is done to the float32 graph before it is rounded, in this order.
     """
 
     layout: Layout
     method: Method
     in_float: tuple[str, ...] = ()
+    treatments: tuple[Treatment, ...] = ()
 
     @property
     def title(self) -> str:
         """Describe the form in a few words."""
-        back = f", {len(self.in_float)} layers in float" if self.in_float else ""
-        ranges = "" if self.layout.form == "dynamic" else f", {self.method}"
-        return f"{self.layout.title}{ranges}{back}"
+        words = [self.layout.title, *[self.method] * (self.layout.form != "dynamic"), *self.treatments]
+        return ", ".join(words + [f"{len(self.in_float)} layers in float"] * bool(self.in_float))
 
 
 class Tried(BaseModel, frozen=True):
@@ -72,6 +76,7 @@ class Trial:
         folder: Where the files go.
         max_drop: Points that may be lost.
         progress: Told of every candidate.
+        treatments: What can be done to this file where what is fast loses too much.
     """
 
     write: Callable[[Form, Path], None]
@@ -80,6 +85,7 @@ class Trial:
     folder: Path
     max_drop: float
     progress: Progress
+    treatments: tuple[Treatment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +98,17 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The form that is kept, its file, speedup and drop, and everything that was tried."""
+    """The form that is kept, its file, speedup and drop, and everything that was tried.
+
+    Where the fastest form lost too much, the layer that loses most in it is named.
+    """
 
     form: Form
     path: Path
     speedup: float
     drop: float
     tried: tuple[Tried, ...]
+    hardest_layer: str | None = None
 
 
 def choose(
@@ -133,13 +143,15 @@ def choose(
     faster = [one for one in found if one.speedup > 1]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
     fastest = _fastest([one for one in faster if one.form.layout.form == "qdq"])  # of which single nodes can be let out
+    hardest = None
     if best is None and fastest is not None:
+        hardest = _hardest_first(sensitivity(fastest.form))[0]
         others, best = _rescued(fastest, trial, methods[1:], sensitivity)
         found += others
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
     if best is None:
-        raise GateMissedError(_why_none(found, trial.max_drop), [one.model_dump() for one in told])
-    return Choice(best.form, best.path, best.speedup, best.drop, told)
+        raise GateMissedError(_why_none(found, trial.max_drop, hardest), [one.model_dump() for one in told])
+    return Choice(best.form, best.path, best.speedup, best.drop, told, hardest)
 
 
 def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxModel], float]:
@@ -162,18 +174,24 @@ def _rescued(
     methods: Sequence[Method],
     sensitivity: Callable[[Form], Sequence[LayerDamage]],
 ) -> tuple[list[_Measured], _Measured | None]:
-    """Find ranges in other ways, then put layers back; return what was tried and what serves."""
+    """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
     others = [_measured(Form(layout, method), trial, method, fastest.speedup) for method in methods]
     nearest = min([fastest, *others], key=lambda one: one.drop)
+    for treatment in trial.treatments:
+        if nearest.drop <= trial.max_drop:
+            break
+        treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
+        others.append(_measured(treated, trial, treatment.replace(" ", "-"), fastest.speedup))
+        nearest = min(nearest, others[-1], key=lambda one: one.drop)
     if nearest.drop <= trial.max_drop:
         return others, nearest
-    order = [one.node for one in sorted(sensitivity(nearest.form), key=lambda one: one.total, reverse=True)]
+    order = _hardest_first(sensitivity(nearest.form))
     low, high = 0, len(order)  # so many are too few, so many are enough
     serves: _Measured | None = None
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
-        form = Form(layout, nearest.form.method, tuple(order[:count]))
+        form = replace(nearest.form, in_float=tuple(order[:count]))
         one = _measured(form, trial, f"float{count}", fastest.speedup)
         if one.drop <= trial.max_drop:
             high, serves = count, one
@@ -184,6 +202,10 @@ def _rescued(
         return others, None
     timed = replace(serves, speedup=trial.measure_speedup(open_onnx(serves.path)))
     return [*others, timed], timed if timed.speedup > 1 else None
+
+
+def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
+    return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
 def _measured(form: Form, trial: Trial, name: str, speedup: float | None = None) -> _Measured:
@@ -214,7 +236,7 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
     return Tried(form=one.form.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
 
 
-def _why_none(found: Sequence[_Measured], max_drop: float) -> str:
+def _why_none(found: Sequence[_Measured], max_drop: float, hardest: str | None) -> str:
     if not found:
         return "no int8 form of this model can be used here; keep the float32 file"
     faster = [one for one in found if one.speedup > 1]
@@ -227,6 +249,6 @@ def _why_none(found: Sequence[_Measured], max_drop: float) -> str:
     closest = min(faster, key=lambda one: one.drop)
     return (
         f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} runs at "
-        f"{closest.speedup:.2f}x and loses {closest.drop:.2f}; calibrate on samples like those it will see, or raise "
-        "--max-drop"
+        f"{closest.speedup:.2f}x and loses {closest.drop:.2f}, most of it in {hardest}; calibrate on samples like "
+        "those it will see, or raise --max-drop"
     )

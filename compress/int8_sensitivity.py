@@ -21,6 +21,7 @@ from torch.nn import functional
 from compress.calibration import Ranges
 from compress.damage import divergence
 from compress.int8_layouts import PRODUCTS, Layout
+from compress.int8_rounding import rounded_weight
 from core.sessions import FloatArray, open_session
 
 WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
@@ -122,7 +123,7 @@ def _switched(proto: onnx.ModelProto, ranges: Ranges, layout: Layout) -> tuple[o
             index, own_weight, own_input = len(layers), f"{node.name}{WEIGHTS}", f"{node.name}{ACTIVATIONS}"
             layers.append(node)
             weight = numpy_helper.to_array(constants[node.input[1]])
-            rounded = _rounded_weight(weight, node, layout)
+            rounded = rounded_weight(weight, node, layout)
             change = numpy_helper.from_array(rounded - weight, f"{own_weight}/change")
             graph.initializer.append(change)
             nodes += _added(own_weight, node.input[1], change.name, WEIGHTS, index, graph)
@@ -160,21 +161,3 @@ def _rounding(name: str, tensor: str, kept: tuple[float, float], graph: onnx.Gra
         helper.make_node("DequantizeLinear", [f"{name}/int8", *coding], [f"{name}/rounded"]),
         helper.make_node("Sub", [f"{name}/rounded", tensor], [f"{name}/change"]),
     ]
-
-
-def _rounded_weight(weight: FloatArray, node: onnx.NodeProto, layout: Layout) -> FloatArray:
-    """Return a weight as int8 tells it."""
-    axis = _output_axis(node, weight.ndim) if layout.per_channel else None
-    others = tuple(index for index in range(weight.ndim) if index != axis)
-    most = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.maximum(most, 1e-12) / (64 if layout.reduce_range else 127)
-    return np.asarray(np.round(weight / scale) * scale, np.float32)
-
-
-def _output_axis(node: onnx.NodeProto, rank: int) -> int:
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    transposed = any(one.name == "transB" and one.i for one in node.attribute)
-    return 0 if transposed else rank - 1

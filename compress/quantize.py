@@ -12,7 +12,7 @@ from pydantic import SerializeAsAny
 
 from compress.calibration import Method
 from compress.half_precision import overflowing, write_half
-from compress.int8_choice import Form, Trial, Tried, choose, drop_against
+from compress.int8_choice import Form, Treatment, Trial, Tried, choose, drop_against
 from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
 from compress.int8_sensitivity import LayerDamage
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
@@ -41,8 +41,10 @@ class QuantizeReport(Report, frozen=True):
         precision: What it computes in.
         layout: The form it took; None where it is not int8.
         calibration_method: How ranges were found; None where none were needed.
+        treatments: What was done to the float32 graph first: ``equalized``, ``bias corrected``.
         left_in_float: Names of nodes that stayed in float32: what was excluded, what lost too much in int8, and what
             would overflow in float16.
+        hardest_layer: Name of the node that loses most in the fastest form, where that lost too much.
         tried: What it was chosen among; empty where it was asked for.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
@@ -56,7 +58,9 @@ class QuantizeReport(Report, frozen=True):
     precision: Precision
     layout: Layout | None
     calibration_method: Method | None
+    treatments: tuple[Treatment, ...]
     left_in_float: tuple[str, ...]
+    hardest_layer: str | None
     tried: tuple[Tried, ...]
     size_bytes: tuple[int, int]
     measured_speedup: float | None
@@ -119,6 +123,7 @@ def quantize(
                     folder=source.folder,
                     max_drop=config.max_drop,
                     progress=progress,
+                    treatments=source.treatments,
                 )
             made = _written(source, part, model, config, trial)
             drop_without_vnni = _drop_without_vnni(source, made, trial)
@@ -134,7 +139,9 @@ def quantize(
         precision=config.precision,
         layout=made.form.layout if made.form else None,
         calibration_method=static.method if static else None,
+        treatments=made.form.treatments if made.form else (),
         left_in_float=(*config.nodes_to_exclude, *made.in_float),
+        hardest_layer=made.hardest_layer,
         tried=made.tried,
         size_bytes=(model.size_bytes, done.size_bytes),
         measured_speedup=speedup,
@@ -173,6 +180,7 @@ class _Written:
     in_float: tuple[str, ...] = ()
     speedup: float | None = None
     drop: float | None = None
+    hardest_layer: str | None = None
     tried: tuple[Tried, ...] = ()
 
 
@@ -186,7 +194,8 @@ def _written(
         if trial:
             choice = choose(layouts, trial, config.methods, source.sensitivity)
             shutil.copyfile(choice.path, part)
-            return _Written(choice.form, choice.form.in_float, choice.speedup, choice.drop, choice.tried)
+            in_float, hardest = choice.form.in_float, choice.hardest_layer
+            return _Written(choice.form, in_float, choice.speedup, choice.drop, hardest, choice.tried)
         made = _Written(Form(layouts[0], config.methods[0]))
     elif config.precision == "int8":
         made = _Written(Form(layout_asked(config), config.methods[0]))
@@ -241,10 +250,10 @@ def _warn(speedup: float | None, drop_without_vnni: float | None, config: Quanti
 
 
 def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeConfig, made: _Written) -> None:
-    layout = made.form.layout.model_dump() if made.form else None
+    form = made.form and asdict(made.form) | {"layout": made.form.layout.model_dump()}
     done = step(
         "quantize",
-        asdict(config) | {"layout": layout, "left_in_float": made.in_float},
+        asdict(config) | {"kept": form, "left_in_float": made.in_float},
         parent=parent.sha256,
         data=data.fingerprint,
     )

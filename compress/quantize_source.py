@@ -4,13 +4,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import onnx
 import torch
 
+from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, observe, ranges_of
-from compress.int8_choice import Form
+from compress.equalize import equalized
+from compress.int8_choice import Form, Treatment
 from compress.int8_file import prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
@@ -43,15 +46,22 @@ class QuantizeSource:
         self._few = few
         self._excluded = excluded
         self._progress = progress
-        self._seen: dict[bool, dict[str, Seen]] = {}
+        self._seen: dict[tuple[bool, bool], dict[str, Seen]] = {}
+        self._means: dict[Path, Means] = {}
+
+    @cached_property
+    def treatments(self) -> tuple[Treatment, ...]:
+        """Return what can be done to this file before it is rounded."""
+        return ("equalized", "bias corrected") if self._equalized else ("bias corrected",)
 
     def write(self, form: Form, to: Path) -> None:
         """Write the file in a form of int8."""
         in_float = (*self._excluded, *form.in_float)
+        treated = self._treated(form)
         if form.layout.form == "dynamic":
-            write_dynamic(self.prepared, to, form.layout, in_float)
+            write_dynamic(treated, to, form.layout, in_float)
         else:
-            write_static(self.prepared, to, self.ranges(form.method), form.layout, in_float)
+            write_static(treated, to, self._ranges_in(form), form.layout, in_float)
 
     def saturated(self, form: Form) -> OnnxModel | None:
         """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
@@ -67,24 +77,50 @@ class QuantizeSource:
     def sensitivity(self, form: Form) -> Sequence[LayerDamage]:
         """Return what each layer loses in a form."""
         return int8_sensitivity(
-            onnx.load(self.prepared),
-            self.ranges(form.method),
+            onnx.load(self._treated(form)),
+            self._ranges_in(form),
             form.layout,
             list(self._few),
             lambda done, total: self._progress("sensitivity", done, total, "layers"),
         )
 
-    def ranges(self, method: Method) -> Ranges:
+    def ranges(self, method: Method, *, equalized: bool = False) -> Ranges:
         """Return what each tensor takes over the calibration samples."""
         histograms = method != "minmax"
-        if histograms not in self._seen:
-            self._seen[histograms] = observe(
-                onnx.load(self.prepared),
+        if (histograms, equalized) not in self._seen:
+            self._seen[histograms, equalized] = observe(
+                onnx.load(self._graph(equalized=equalized)),
                 self._calibration,
                 lambda done: self._progress("calibrate", done, len(self._calibration), "batches"),
                 histograms=histograms,
             )
-        return ranges_of(self._seen[histograms], method)
+        return ranges_of(self._seen[histograms, equalized], method)
+
+    def _ranges_in(self, form: Form) -> Ranges:
+        return self.ranges(form.method, equalized="equalized" in form.treatments)
+
+    @cached_property
+    def _equalized(self) -> Path | None:
+        proto = equalized(onnx.load(self.prepared))
+        if proto is None:
+            return None
+        onnx.save(proto, self.folder / "float32-equalized.onnx")
+        return self.folder / "float32-equalized.onnx"
+
+    def _graph(self, *, equalized: bool) -> Path:
+        return self._equalized if equalized and self._equalized else self.prepared
+
+    def _treated(self, form: Form) -> Path:
+        """Return the float32 file that a form is written from."""
+        graph = self._graph(equalized="equalized" in form.treatments)
+        if "bias corrected" not in form.treatments:
+            return graph
+        proto = onnx.load(graph)
+        onnx.save(
+            corrected(proto, channel_means(proto, self._calibration), form.layout),
+            self.folder / "float32-corrected.onnx",
+        )
+        return self.folder / "float32-corrected.onnx"
 
 
 @contextmanager

@@ -86,7 +86,9 @@ def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_p
     arrays = {"x_train": bright // 25, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
     np.savez(tmp_path / "dark.npz", **arrays)  # what calibrates is darker by far than what is scored
     clock = by_form(channel=2.0, tensor=2.0, qoperator=2.0, products=2.0)
-    with pytest.raises(GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+; calib") as caught:
+    with pytest.raises(
+        GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+, most of it in node_\w+; calib"
+    ) as caught:
         quantized(exported, load_data(str(tmp_path / "dark.npz")), tmp_path, clock)
     assert {row["verdict"] for row in caught.value.tried} == {"loses more than 1 points"}
     forms = [row["form"] for row in caught.value.tried]
@@ -94,13 +96,26 @@ def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_p
     assert "layers in float" in forms[-1]
 
 
-def test_the_layer_that_loses_too_much_stays_in_float(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
+def loses(model: OnnxModel, smaller: OnnxModel, data: Data) -> float:
+    return accuracy(*predict(model, data, "test")) - accuracy(*predict(smaller, data, "test"))
+
+
+def test_a_channel_that_is_too_large_is_equalized(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
     model, ring = hard
-    before = accuracy(*predict(model, ring, "test"))
-    minmax = quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model
-    assert before - accuracy(*predict(minmax, ring, "test")) > 5
+    assert loses(model, quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model, ring) > 5
     made = quantized(model, ring, tmp_path, lambda *_: 2.0)
-    assert before - accuracy(*predict(made.model, ring, "test")) < 1
+    assert loses(model, made.model, ring) < 1
+    assert made.report.hardest_layer == "node_linear_1"
+    assert made.report.treatments[0] == "equalized"
+    assert made.report.left_in_float == ()
+
+
+def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxModel, Data], tmp_path: Path) -> None:
+    model, ring = hard_for_good
+    assert loses(model, quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model, ring) > 5
+    made = quantized(model, ring, tmp_path, lambda *_: 2.0)
+    assert loses(model, made.model, ring) < 1
+    assert made.report.hardest_layer == "node_linear_1"
     assert made.report.left_in_float == ("node_linear_1",)
     assert made.model.is_quantized
     assert made.report.tried[-1].form.endswith("1 layers in float")

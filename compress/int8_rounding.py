@@ -1,0 +1,36 @@
+"""How a layer's weight is rounded to int8, and which of its axes are its channels."""
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from compress.int8_layouts import Layout
+
+
+def rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: Layout) -> NDArray[np.float32]:
+    """Return a weight as int8 tells it."""
+    axis = output_axis(node, weight.ndim) if layout.per_channel else None
+    others = tuple(index for index in range(weight.ndim) if index != axis)
+    most = np.abs(weight).max(axis=others, keepdims=True)
+    scale = np.maximum(most, 1e-12) / (64 if layout.reduce_range else 127)
+    return np.asarray(np.round(weight / scale) * scale, np.float32)
+
+
+def output_axis(node: onnx.NodeProto, rank: int) -> int:
+    """Return which axis of a layer's weight, of so many, is its output channels."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1
+    return 0 if _is_transposed(node) else rank - 1
+
+
+def input_axis(node: onnx.NodeProto) -> int:
+    """Return which axis of a convolution's or a matrix's weight is its input channels."""
+    if node.op_type == "Conv":
+        return 1
+    return 1 if _is_transposed(node) else 0
+
+
+def _is_transposed(node: onnx.NodeProto) -> bool:
+    return any(one.name == "transB" and one.i for one in node.attribute)
