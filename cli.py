@@ -314,40 +314,51 @@ def export(
 @output_options
 @runtime_options
 @common_options
-def quantize(model: str, data: str, sensitivity: bool, output: Path, force: bool, **given: Any) -> None:
+def quantize(
+    model: str,
+    data: str,
+    sensitivity: bool,
+    qat: bool,
+    epochs: int,
+    lr: float,
+    output: Path,
+    force: bool,
+    **given: Any,
+) -> None:
     """Quantize MODEL.onnx to int8, calibrated on training samples, in the form that measures fastest here.
 
-    Types, scales and form given by hand are obeyed and nothing is tried; so is another precision.
+    Types, scales and form given by hand are obeyed and nothing is tried; so is another precision. With --qat, MODEL is
+    a torch model, which is exported first, and trained to bear int8 where calibration alone loses too much.
 
     \b
     onnxpress quantize student.onnx --data photos/ -o student.int8.onnx
     onnxpress quantize student.onnx --sensitivity --data photos/ -o sensitivity.html
+    onnxpress quantize runs/student --qat --max-drop 0.2 --data photos/ -o student.int8.onnx
     """
+    if qat and sensitivity:
+        raise click.UsageError("--sensitivity quantizes nothing, and so trains nothing; drop --qat")
     with _session(given) as (options, progress):
-        from compress.quantize import quantize
+        from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig
         from core.data_reference import load_data
-        from core.model_reference import load_onnx_model
+        from core.model_reference import load_onnx_model, load_torch_model
         from core.whole_output import refuse_overwrite
-        from export.verify import VerifyConfig
-        from stages import find_int8_sensitivity, onnx_speedup, verify_on
+        from stages import find_int8_sensitivity, quantize_measured, quantize_trained
 
         refuse_overwrite(output, force=force)
-        loaded, provider, threads = load_data(data), options["provider"], options.pop("threads")
-        file, config = load_onnx_model(model), QuantizeConfig(**options)
-        if sensitivity:
-            report: Any = find_int8_sensitivity(file, loaded, config, output, progress)
-        else:
-            report = quantize(
-                file,
-                loaded,
-                output,
-                config,
-                verify=verify_on(loaded, VerifyConfig(provider=provider, threads=threads)),
-                measure_speedup=onnx_speedup(provider, threads),
-                progress=progress,
-                force=force,
+        loaded, threads = load_data(data), options.pop("threads")
+        config = QuantizeConfig(**options)
+        if qat:
+            training = DistillConfig(quantization_aware=True, epochs=epochs, lr=lr)
+            start = load_torch_model(model, loaded)
+            report: Any = quantize_trained(
+                start, loaded, output, config, training, threads, progress, force=force
             ).report
+        elif sensitivity:
+            report = find_int8_sensitivity(load_onnx_model(model), loaded, config, output, progress)
+        else:
+            file = load_onnx_model(model)
+            report = quantize_measured(file, loaded, output, config, threads, progress, force=force).report
     _render(report, given)
 
 

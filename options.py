@@ -254,6 +254,17 @@ quantize_options = _together(
         is_flag=True,
         help="Instead of quantizing: plot, to OUTPUT, what each layer loses.",
     ),
+    click.option(
+        "--qat", is_flag=True, help="Train a torch MODEL to bear int8, itself the teacher, where it loses too much."
+    ),
+    click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of --qat."),
+    click.option(
+        "--lr",
+        type=click.FloatRange(0, min_open=True),
+        default=0.001,
+        show_default=True,
+        help="Highest learning rate of --qat.",
+    ),
 )
 
 

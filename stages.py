@@ -4,6 +4,7 @@ The CLI's commands and a recipe's stages are made of these; only this file and `
 """
 
 import dataclasses
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 from bench.compare import bench
 from bench.latency import measure_pair
 from bench.layer_latency import layer_latencies
-from compress.distill import distill
+from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
 from compress.int8_layouts import fast_layout
@@ -20,14 +21,14 @@ from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
-from compress.quantize import Int8SensitivityReport, quantization_sensitivity, quantize
+from compress.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig
 from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
-from core.errors import ToolError
+from core.errors import GateMissedError, ToolError
 from core.history import step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
@@ -37,13 +38,15 @@ from core.predict import accuracy, predict
 from core.processes import is_main_process
 from core.progress import Progress
 from core.references import file_sha256
-from core.result import Report
+from core.result import Report, Result
 from core.torch_model import TorchModel, torch_digest
 from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 from recipe import Stage
 from run_folder import Model, RunFolder
+
+logger = logging.getLogger(__name__)
 
 CALIBRATION_SAMPLES = 32  # of files that are only timed
 
@@ -160,6 +163,73 @@ def find_int8_sensitivity(
     return report
 
 
+def quantize_measured(
+    model: OnnxModel,
+    data: Data,
+    output: Path,
+    config: QuantizeConfig,
+    threads: int,
+    progress: Progress,
+    *,
+    baseline: OnnxModel | None = None,
+    force: bool = False,
+) -> Result[OnnxModel, QuantizeReport]:
+    """Quantize a file with its speed and parity measured on ONNX Runtime."""
+    return quantize(
+        model,
+        data,
+        output,
+        config,
+        baseline=baseline,
+        verify=verify_on(data, VerifyConfig(provider=config.provider, threads=threads)),
+        measure_speedup=onnx_speedup(config.provider, threads),
+        progress=progress,
+        force=force,
+    )
+
+
+def quantize_trained(
+    model: TorchModel,
+    data: Data,
+    output: Path,
+    config: QuantizeConfig,
+    training: DistillConfig,
+    threads: int,
+    progress: Progress,
+    *,
+    force: bool = False,
+) -> Result[OnnxModel, QuantizeReport]:
+    """Export and quantize a model; where that loses too much, train it first to bear it, with itself as the teacher.
+
+    Args:
+        model: Left untouched.
+        data: Trains, calibrates and scores.
+        output: The file to make.
+        config: How to quantize.
+        training: How to train; quantization-aware.
+        threads: Threads of what is measured.
+        progress: Told of every step.
+        force: Replace an existing file.
+
+    Raises:
+        GateMissedError: Nothing is faster, or what is loses too much after training too.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        whole = export(model, Path(scratch) / "float32.onnx", ExportConfig()).model
+        try:
+            return quantize_measured(whole, data, output, config, threads, progress, force=force)
+        except GateMissedError as missed:
+            if missed.tried and not any(row["speedup"] and row["speedup"] > 1 for row in missed.tried):
+                raise
+            logger.info("%s: %s; training for %d epochs", model.name, missed, training.epochs)
+        workspace = partial_folder(output)
+        trained = distill(model, model, data, training, workspace=workspace, progress=progress).model
+        file = export(trained, Path(scratch) / "trained.onnx", ExportConfig()).model
+        made = quantize_measured(file, data, output, config, threads, progress, baseline=whole, force=force)
+        finish(workspace)
+    return Result(made.model, made.report.model_copy(update={"trained_epochs": training.epochs}))
+
+
 def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
     output = current.path(stage)
     workspace = partial_folder(output)
@@ -227,15 +297,13 @@ def _run_export(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
 
 
 def _run_quantize(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
-    config: QuantizeConfig = stage.config
-    result = quantize(
+    result = quantize_measured(
         current.onnx(stage.references["model"]),
         current.data,
         current.path(stage),
-        config,
-        verify=verify_on(current.data, VerifyConfig(provider=config.provider, threads=current.recipe.threads)),
-        measure_speedup=onnx_speedup(config.provider, current.recipe.threads),
-        progress=current.progress,
+        stage.config,
+        current.recipe.threads,
+        current.progress,
         force=True,
     )
     return result.model, result.report

@@ -46,6 +46,7 @@ class QuantizeReport(Report, frozen=True):
             would overflow in float16.
         hardest_layer: Name of the node that loses most in the fastest form, where that lost too much.
         tried: What it was chosen among; empty where it was asked for.
+        trained_epochs: Epochs of quantization-aware training that it took; 0 where calibration was enough.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
         drop: Points of accuracy lost on the validation split, of agreement where the data has no labels; None when
@@ -62,6 +63,7 @@ class QuantizeReport(Report, frozen=True):
     left_in_float: tuple[str, ...]
     hardest_layer: str | None
     tried: tuple[Tried, ...]
+    trained_epochs: int = 0
     size_bytes: tuple[int, int]
     measured_speedup: float | None
     drop: float | None
@@ -91,6 +93,7 @@ def quantize(
     output: Path,
     config: QuantizeConfig,
     *,
+    baseline: OnnxModel | None = None,
     verify: Verify | None = None,
     measure_speedup: MeasureSpeedup | None = None,
     progress: Progress = no_progress,
@@ -103,6 +106,7 @@ def quantize(
         data: Its train split calibrates.
         output: The file to make; it takes its name only after `verify`.
         config: How.
+        baseline: What accuracy is lost against; None takes `model`.
         verify: Compares the result with `model`.
         measure_speedup: Measures a file against `model`; without it nothing is measured, and so nothing chosen.
         progress: Told of every calibration batch.
@@ -119,7 +123,7 @@ def quantize(
                 trial = Trial(
                     write=source.write,
                     measure_speedup=partial(measure_speedup, model),
-                    drop_of=drop_against(model, data, config.provider),
+                    drop_of=drop_against(baseline or model, data, config.provider),
                     folder=source.folder,
                     max_drop=config.max_drop,
                     progress=progress,

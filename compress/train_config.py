@@ -52,6 +52,8 @@ class TrainConfig:
         stochastic_depth: Set the model's last stochastic-depth layer to this rate, those before it proportionally less
             (Huang et al. 2016, https://arxiv.org/abs/1603.09382); None leaves them.
         activation: Put this activation in place of the student's before training; None leaves them.
+        quantization_aware: Round weights and layers' inputs to int8 in training, so that the model bears it; see
+            `compress.rounding_layers`.
         freeze: Paths of modules that are not trained, their batch-norm statistics included.
         resized_crop: Least share of an image's area that a random crop keeps, in (0, 1], of an aspect ratio between 3:4
             and 4:3, scaled back to full size (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842); 1 for none.
@@ -93,6 +95,7 @@ class TrainConfig:
     dropout: float | None = None
     stochastic_depth: float | None = None
     activation: Activation | None = None
+    quantization_aware: bool = False
     freeze: tuple[str, ...] = ()
     resized_crop: float = 1.0
     crop_padding: int = 0

@@ -16,6 +16,7 @@ from compress.augment import augment, draw
 from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_depth
 from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
+from compress.rounding_layers import round_layers
 from compress.speed_trial import Speed
 from compress.sync_batch_norm import synchronised_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig, changed, part_size
@@ -134,6 +135,8 @@ def prepare_loop(
         set_dropout(module, config.dropout)
     if config.stochastic_depth is not None:
         set_stochastic_depth(module, config.stochastic_depth)
+    if config.quantization_aware:
+        round_layers(module)
     frozen = frozen_modules(module, config.freeze) if config.freeze else []
     average = ModelEmaV3(module, decay=config.ema_decay) if config.ema_decay else None
     if accelerator.num_processes > 1:

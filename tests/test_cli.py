@@ -13,7 +13,9 @@ import pytest
 from click.testing import Result
 
 from cli import main
+from core.checkpoint import save_checkpoint
 from core.onnx_model import OnnxModel
+from core.torch_model import TorchModel
 from recipe import CONFIGS
 
 ROOT = Path(__file__).parent.parent
@@ -231,3 +233,17 @@ def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported
     layers = json.loads(result.stdout)["layers"]
     assert {"node", "operator", "weights", "activations"} == set(layers[0])
     assert layers[0]["node"] in Path("int8.html").read_text()
+
+
+def test_quantization_aware_training_takes_a_torch_model(
+    onnxpress: Onnxpress, trained: TorchModel, exported: OnnxModel
+) -> None:
+    save_checkpoint(trained, Path("trained"))
+    training = ["--qat", "--epochs", 1, "--form", "qdq", "--max-drop", 5, "--threads", 1, "--data", "digits", "--json"]
+    result = onnxpress("quantize", "trained", *training, "-o", "int8.onnx")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["trained_epochs"] == 0
+    refused = onnxpress("quantize", exported.path, *training, "-o", "other.onnx")
+    assert "is an ONNX file, whose weights cannot be trained" in refused.stderr
+    both = onnxpress("quantize", "trained", "--qat", "--sensitivity", "--data", "digits", "-o", "plot.html")
+    assert (both.exit_code, "--sensitivity quantizes nothing" in both.stderr) == (2, True)

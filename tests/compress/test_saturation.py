@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compress.saturation import saturating
+from core.data import Data, batches
+from core.onnx_model import OnnxModel
 from core.sessions import open_session
 
 IN, WEIGHT, OUT = 1 / 255, 1 / 127, 0.1
@@ -122,7 +124,7 @@ def test_depthwise_kernels_do_not_saturate(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="qemu-user is not installed")
-def test_an_emulated_processor_without_vnni_answers_alike(tmp_path: Path) -> None:
+def test_an_emulated_processor_without_vnni_answers_alike(quantized: OnnxModel, digits: Data, tmp_path: Path) -> None:
     """Emulates Intel's Haswell of 2013, which has AVX2 and nothing later."""
     expected, files = {}, []
     for name, signed in itertools.product([*CONVOLUTIONS, *MATRICES], [False, True]):
@@ -132,13 +134,19 @@ def test_an_emulated_processor_without_vnni_answers_alike(tmp_path: Path) -> Non
         onnx.save(proto, tmp_path / f"{key}.onnx")
         np.save(tmp_path / f"{key}.npy", samples(proto))
         files.append(key)
+    inputs = next(batches(digits.split("test"), quantized.preprocessing, 100))[0].numpy()
+    onnx.save(saturating(onnx.load(quantized.path)), tmp_path / "saturated.onnx")
+    expected["digits"] = open_session(tmp_path / "saturated.onnx").run(None, {"input": inputs})[0]
+    shutil.copy(quantized.path, tmp_path / "digits.onnx")
+    np.save(tmp_path / "digits.npy", inputs)
+    files.append("digits")
     script = (
         "import sys, numpy as np, onnxruntime as ort\n"
         "ort.set_default_logger_severity(4)\n"
         "options = ort.SessionOptions(); options.intra_op_num_threads = 1\n"
         "for name in sys.argv[1:]:\n"
         "    session = ort.InferenceSession(name + '.onnx', options, providers=['CPUExecutionProvider'])\n"
-        "    np.save(name + '.out.npy', session.run(None, {'x': np.load(name + '.npy')})[0])\n"
+        "    np.save(name + '.out.npy', session.run(None, {session.get_inputs()[0].name: np.load(name + '.npy')})[0])\n"
     )
     packages = os.pathsep.join(path for path in sys.path if "site-packages" in path)
     subprocess.run(
