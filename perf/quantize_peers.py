@@ -1,0 +1,228 @@
+"""Speed and accuracy of `quantize`'s int8 file beside those of the peers, in one interleaved run.
+
+Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safetensors --peers FOLDER [--json]
+
+Three models: ResNet-56 on CIFAR-10 with its trained weights, and timm's resnet18 and tf_efficientnet_lite0 at 224
+pixels with random ones, of which only the speed and the agreement with float32 mean something. Every tool is given the
+same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
+cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
+
+Exits 3 when a peer's file is faster than ours, which is when the interval of its speedup lies above ours, when
+ResNet-56 loses more than 0.2 points on the test split, or when quantizing it takes more than two minutes.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peer_quantizers import PEERS
+from results_file import bars_table, markdown_table, measured_here, page, publish
+
+from bench.compare import BenchConfig, BenchRow, bench
+from compress.quantize_config import QuantizeConfig
+from core.data import Data, batches, spread
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel, open_onnx
+from core.predict import preprocessing_of
+from export.to_onnx import ExportConfig, export
+from stages import quantize_measured
+
+OURS, FLOAT = "onnxpress", "float32"
+CALIBRATION_SAMPLES = 512
+MOST_SECONDS, MOST_POINTS = 120.0, 0.2
+PACKAGES = {
+    "NNCF": ["nncf"],
+    "optimum-onnx, avx512_vnni": ["optimum-onnx"],
+    "onnx-neural-compressor, QDQ": ["onnx-neural-compressor"],
+    "ModelOpt": ["nvidia-modelopt[onnx]"],
+    "Olive": ["olive-ai"],
+}
+PEER_SECONDS = 1800
+TIMING = BenchConfig(threads=1, iterations=700, rounds=20, max_rounds=40, max_seconds=900.0)
+
+
+def main() -> None:
+    """Measure, write docs/results/quantize-peers.{json,md}, and exit with the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--weights", required=True, help="of ResNet-56")
+    parser.add_argument("--peers", required=True, type=Path, help="folder of the peers' environments")
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    given = parser.parse_args()
+    try:
+        data = load_data(given.data)
+        found = [
+            _measured(name, MODELS[name].format(weights=given.weights), data, given.peers) for name in given.models
+        ]
+    except ToolError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    rows = [row for rows, _, _ in found for row in rows]
+    result = measured_here(
+        "quantize-peers",
+        f"python perf/quantize_peers.py --data {Path(given.data).name} --weights {Path(given.weights).name}",
+        rows=rows,
+        left_out=[one for _, missing, _ in found for one in missing],
+        bars=[bar for _, _, bars in found for bar in bars],
+    )
+    publish(result, _markdown(result), as_json=given.json)
+
+
+MODELS = {
+    "resnet56": "recipes/cifar_resnet.py:resnet56,weights={weights}",
+    "resnet18": "timm:resnet18,num_classes=10",
+    "tf_efficientnet_lite0": "timm:tf_efficientnet_lite0,num_classes=10",
+}
+
+
+def _measured(
+    name: str, reference: str, data: Data, peers: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]]:
+    """Return a model's rows, the peers that are left out, and its bars."""
+    is_trained = name == "resnet56"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        whole = export(load_torch_model(reference, data), folder / f"{FLOAT}.onnx", ExportConfig()).model
+        config = QuantizeConfig(calibration_samples=CALIBRATION_SAMPLES, max_drop=MOST_POINTS if is_trained else 100.0)
+        started = time.perf_counter()
+        ours = quantize_measured(whole, data, folder / f"{OURS}.onnx", config, 1, lambda *_: None)
+        seconds = time.perf_counter() - started
+        files = {FLOAT: whole, OURS: ours.model}
+        left_out = []
+        np.save(folder / "inputs.npy", _calibration(whole, data))
+        for peer in PEERS:
+            _say(f"{name}: {peer}")
+            made, reason = _quantized_by(peer, folder, peers)
+            files |= {peer: made} if made else {}
+            left_out += [] if made else [{"model": name, "peer": peer, "why": reason}]
+        _say(f"{name}: timing {len(files)} files")
+        report = bench(list(files.values()), [TIMING], data if is_trained else None)
+    rows = [_row(name, tool, row, is_trained) for tool, row in zip(files, report.rows, strict=True)]
+    return rows, left_out, _bars(name, rows, seconds if is_trained else None)
+
+
+def _calibration(model: OnnxModel, data: Data) -> np.ndarray:
+    train = data.split("train")
+    sample = train.take(spread(len(train), CALIBRATION_SAMPLES))
+    return torch.cat([inputs for inputs, _ in batches(sample, preprocessing_of(model, data), 64)]).numpy()
+
+
+def _quantized_by(peer: str, folder: Path, peers: Path) -> tuple[OnnxModel | None, str]:
+    """Return the file a peer makes, or None and why there is none."""
+    output = folder / f"{''.join(letter for letter in peer if letter.isalnum())}.onnx"
+    try:
+        python = _environment(peer, peers)
+        command: list[str | Path] = [
+            python,
+            Path(__file__).parent / "peer_quantizers.py",
+            peer,
+            folder / f"{FLOAT}.onnx",
+        ]
+        done = subprocess.run(
+            [*command, folder / "inputs.npy", output], capture_output=True, text=True, timeout=PEER_SECONDS, check=False
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        return None, " ".join(str(error).split())[:200]
+    if done.returncode or not output.exists():
+        lines = done.stderr.strip().splitlines() or ["it ended without a file"]
+        return None, lines[-1][:200]
+    try:
+        return open_onnx(output), ""
+    except ToolError as error:
+        return None, str(error)[:200]
+
+
+def _environment(peer: str, peers: Path) -> Path:
+    """Return the Python of a peer's environment, which sees what is installed here and adds what the peer asks for.
+
+    Raises:
+        subprocess.CalledProcessError: It cannot be installed.
+    """
+    if peer not in PACKAGES:
+        return Path(sys.executable)
+    home = peers / PACKAGES[peer][0].partition("[")[0]
+    python = home / "bin" / "python"
+    if not (home / "installed").exists():
+        venv.create(home, with_pip=True, clear=True)
+        below = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+        (next((home / "lib").glob("python*")) / "site-packages" / "below.pth").write_text(f"{below}\n")
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[peer]], check=True, capture_output=True)
+        (home / "installed").touch()
+    return python
+
+
+def _row(model: str, tool: str, row: BenchRow, is_trained: bool) -> dict[str, Any]:
+    interval = row.speedup.interval if row.speedup else None
+    return {
+        "model": model,
+        "tool": tool,
+        "speedup": row.speedup.ratio if row.speedup else 1.0,
+        "interval": interval,
+        "p50_ms": row.latency.p50_ms,
+        "size_bytes": row.size_bytes,
+        "accuracy": row.quality.accuracy if is_trained and row.quality else None,
+    }
+
+
+def _bars(model: str, rows: list[dict[str, Any]], seconds: float | None) -> list[dict[str, Any]]:
+    by_tool = {row["tool"]: row for row in rows}
+    ours = by_tool[OURS]
+    others = [row for row in rows if row["tool"] not in (OURS, FLOAT)]
+    fastest = max(others, key=lambda row: row["speedup"], default=None)
+    bars = []
+    if fastest:
+        apart = fastest["interval"] and ours["interval"] and fastest["interval"][0] > ours["interval"][1]
+        bars.append(
+            {
+                "name": f"{model}: ours over the fastest peer ({fastest['tool']})",
+                "value": ours["speedup"] / fastest["speedup"],
+                "limit": 1.0,
+                "ok": not apart,
+            }
+        )
+    if seconds is not None:
+        lost = by_tool[FLOAT]["accuracy"] - ours["accuracy"]
+        bars.append({"name": f"{model}: points lost", "value": lost, "limit": MOST_POINTS, "ok": lost <= MOST_POINTS})
+        bars.append(
+            {"name": f"{model}: seconds", "value": seconds, "limit": MOST_SECONDS, "ok": seconds <= MOST_SECONDS}
+        )
+    return bars
+
+
+def _markdown(result: dict[str, Any]) -> str:
+    def interval(row: dict[str, Any]) -> str:
+        return "{:.2f} to {:.2f}".format(*row["interval"]) if row["interval"] else ""
+
+    table = markdown_table(
+        result["rows"],
+        {
+            "model": lambda row: row["model"],
+            "tool": lambda row: row["tool"],
+            "speedup": lambda row: f"{row['speedup']:.2f}x",
+            "95 % interval": interval,
+            "p50 ms": lambda row: f"{row['p50_ms']:.3f}",
+            "accuracy %": lambda row: "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",
+            "KiB": lambda row: f"{row['size_bytes'] / 1024:.0f}",
+        },
+    )
+    missing = "".join(f"- {one['peer']} on {one['model']}: {one['why']}\n" for one in result["left_out"])
+    left_out = f"Left out:\n\n{missing}" if missing else ""
+    return page("int8 beside the peers", result, table, bars_table(result["bars"]), left_out)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
