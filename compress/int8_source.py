@@ -16,7 +16,7 @@ from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean
 from core.onnx_model import OnnxModel, read_proto
 from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.preprocessing import Preprocessing, model_input
 from core.progress import Progress
 from core.sessions import FloatArray, open_session, run_session
 
@@ -124,7 +124,7 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
 
 def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
     """Return all samples of a small split as inputs (N, ...), in this process."""
-    return normalise(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
+    return model_input(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
 
 
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:

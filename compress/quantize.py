@@ -233,5 +233,6 @@ def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
         inputs=parent.inputs,
         preprocessing=parent.preprocessing,
         labels=parent.labels,
+        returns=parent.returns,
     )
     onnx.save(proto, path)

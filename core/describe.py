@@ -23,7 +23,8 @@ class Description(Report, frozen=True):
         outputs: Likewise.
         params: Number of parameters.
         macs: Multiply-accumulates of one sample.
-        size_bytes: The file's size.
+        size_bytes: The file's size, with weights beside it.
+        returns: What an ONNX file returns: ``logits``, ``probabilities`` or ``top-5``.
         opset: Version of the operator set.
         operators: Operator, or module type, to how many there are.
         labels: Class names.
@@ -39,6 +40,7 @@ class Description(Report, frozen=True):
     params: int
     macs: int | None = None
     size_bytes: int | None = None
+    returns: str | None = None
     opset: int | None = None
     operators: dict[str, int]
     labels: tuple[str, ...]
@@ -75,7 +77,7 @@ def _describe_torch(model: TorchModel) -> Description:
 
 
 def _describe_onnx(model: OnnxModel) -> Description:
-    graph = read_proto(model.path).graph
+    graph = read_proto(model.path, weights=False).graph
     return Description(
         stage="inspect",
         name=model.name,
@@ -85,6 +87,7 @@ def _describe_onnx(model: OnnxModel) -> Description:
         outputs=tuple(f"{spec.name} {spec.shape} {spec.dtype}" for spec in model.outputs),
         params=sum(math.prod(initializer.dims) for initializer in graph.initializer),
         size_bytes=model.size_bytes,
+        returns=model.returns,
         opset=model.opset,
         operators=dict(Counter(node.op_type for node in graph.node).most_common()),
         labels=model.labels,
