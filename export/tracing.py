@@ -14,6 +14,7 @@ from core.answers import LOGITS
 from core.errors import ToolError
 from core.torch_model import TorchModel, example_inputs
 from core.trace_failure import failing_module
+from export.attention import PlainAttention
 
 
 def traced(model: TorchModel, opset: int) -> torch.onnx.ONNXProgram:
@@ -28,7 +29,7 @@ def traced(model: TorchModel, opset: int) -> torch.onnx.ONNXProgram:
     names = [spec.name for spec in model.inputs]
     dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     try:
-        with _quiet():
+        with _quiet(), PlainAttention():
             program = torch.onnx.export(
                 module,
                 inputs,
