@@ -12,8 +12,8 @@ class PlainAttention(TorchFunctionMode):
     """While this is entered, scaled_dot_product_attention sees four axes and returns contiguous memory.
 
     The exporter translates attention of (N, heads, length, width) only, and windows are often an axis more. And torch's
-    fused kernel returns transposed memory, which a following ``reshape`` is traced to rely on, where the kernel that the
-    exporter replaces it by returns it straight.
+    fused kernel returns transposed memory, which a ``reshape`` after it is traced to rely on, where what the exporter
+    replaces it by returns it straight.
     """
 
     def __torch_function__(
