@@ -14,6 +14,7 @@ from compress.int8_file import prepare, write_int8
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean
+from core.external_data import PROTOBUF_LIMIT_BYTES, fits_one_file
 from core.onnx_model import OnnxModel, read_proto
 from core.predict import check_reads, preprocessing_of
 from core.preprocessing import Preprocessing, model_input
@@ -87,6 +88,11 @@ def int8_source(
     if model.is_quantized:
         raise ToolError(f"{model.path} is quantized already; give the float32 file it was made from")
     proto = read_proto(model.path)
+    if not fits_one_file(proto):
+        raise ToolError(
+            f"{model.path} has its weights beside it, over the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
+            "made from; quantize a smaller model"
+        )
     _check_nodes(proto, excluded)
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)

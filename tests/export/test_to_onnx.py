@@ -12,6 +12,8 @@ import torch
 import core.external_data
 from bench.runnable import open_onnx_run
 from compress.prune import PruneConfig, prune
+from compress.quantize import QuantizeConfig, quantize
+from core.data import Data
 from core.describe import describe
 from core.errors import GateMissedError, ToolError
 from core.model_reference import load_torch_model
@@ -67,7 +69,7 @@ def test_an_opset_that_the_exporter_does_not_make_is_refused(opset: int) -> None
 
 
 def test_weights_that_do_not_fit_lie_beside_the_file(
-    trained: TorchModel, exported: OnnxModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: TorchModel, exported: OnnxModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(core.external_data, "PROTOBUF_LIMIT_BYTES", 1000)
     output = tmp_path / "big.onnx"
@@ -77,6 +79,10 @@ def test_weights_that_do_not_fit_lie_beside_the_file(
     assert verify(exported, made, VerifyConfig()).misses == ()
     assert verify(trained, made, VerifyConfig(atol=1e-12)).located is not None
     assert describe(made).params == describe(exported).params
+    with pytest.raises(
+        ToolError, match=r"has its weights beside it, over the .* GB that an int8 file can be made from"
+    ):
+        quantize(made, digits, tmp_path / "int8.onnx", QuantizeConfig())
     before = contents(tmp_path)
     with pytest.raises(ToolError, match=r"big\.onnx exists already; pass --force"):
         export(trained, output, ExportConfig())
