@@ -90,8 +90,8 @@ def int8_source(
     proto = read_proto(model.path)
     if not fits_one_file(proto):
         raise ToolError(
-            f"{model.path} has its weights beside it, over the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
-            "made from; quantize a smaller model"
+            f"{model.path} has more weights than the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
+            "made of; quantize a smaller model"
         )
     _check_nodes(proto, excluded)
     check_reads(model, data)

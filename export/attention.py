@@ -35,4 +35,5 @@ def _attention(
     if attn_mask is not None and attn_mask.ndim > 3:
         attn_mask = attn_mask.expand(*leading, *attn_mask.shape[-3:]).flatten(0, -4)
     query, key, value = (one.flatten(0, -4) for one in (query, key, value))
-    return attention(query, key, value, attn_mask, *others, **named).contiguous().unflatten(0, leading)
+    mixed = attention(query, key, value, attn_mask, *others, **named)
+    return mixed.reshape(*leading, *mixed.shape[1:])

@@ -96,7 +96,10 @@ def test_every_pair_of_forms_is_verified(
                 assert all(one.agreement == 100 for one in report.comparisons)
 
 
-@pytest.mark.parametrize("name", ["onnxpress/factor", "onnxpress/offset", "6.bias"])
+@pytest.mark.parametrize(
+    "name",
+    ["onnxpress/factor", *(pytest.param(one, marks=pytest.mark.slow) for one in ("onnxpress/offset", "6.bias"))],
+)
 def test_a_wrong_constant_is_found_through_all_that_is_baked_in(
     trained: TorchModel, top3: OnnxModel, tmp_path: Path, name: str
 ) -> None:
@@ -142,7 +145,7 @@ def test_only_what_changes_something_is_baked_in(
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["qdq", "qoperator"])
+@pytest.mark.parametrize("form", ["qdq", pytest.param("qoperator", marks=pytest.mark.slow)])
 def test_int8_leaves_in_float_what_is_baked_in(top3: OnnxModel, digits: Data, tmp_path: Path, form: str) -> None:
     config = QuantizeConfig(form=form, calibration_samples=64)
     made = quantize(top3, digits, tmp_path / "int8.onnx", config, verify=lambda *_: None).model
@@ -176,6 +179,7 @@ def test_a_file_of_probabilities_teaches_and_one_of_top_k_is_refused(
         distill(untrained, [top3], few_digits, config)
 
 
+@pytest.mark.slow
 def test_a_teacher_may_take_raw_images(
     untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path
 ) -> None:

@@ -55,7 +55,7 @@ def test_the_file_explains_itself(trained: TorchModel, exported: OnnxModel) -> N
     onnx.checker.check_model(exported.path)
 
 
-@pytest.mark.parametrize("opset", [18, 19, 21, 22, 23])
+@pytest.mark.parametrize("opset", [18, 23, *(pytest.param(one, marks=pytest.mark.slow) for one in (19, 20, 21, 22))])
 def test_the_opset_is_the_one_asked_for(untrained: TorchModel, tmp_path: Path, opset: int) -> None:
     config = ExportConfig(opset=opset, input="uint8", returns="top-3")
     assert export(untrained, tmp_path / "model.onnx", config).model.opset == opset
@@ -79,9 +79,7 @@ def test_weights_that_do_not_fit_lie_beside_the_file(
     assert verify(exported, made, VerifyConfig()).misses == ()
     assert verify(trained, made, VerifyConfig(atol=1e-12)).located is not None
     assert describe(made).params == describe(exported).params
-    with pytest.raises(
-        ToolError, match=r"has its weights beside it, over the .* GB that an int8 file can be made from"
-    ):
+    with pytest.raises(ToolError, match=r"has more weights than the .* GB that an int8 file can be made of"):
         quantize(made, digits, tmp_path / "int8.onnx", QuantizeConfig())
     before = contents(tmp_path)
     with pytest.raises(ToolError, match=r"big\.onnx exists already; pass --force"):
