@@ -21,6 +21,7 @@ from options import (
     comma_list,
     common_options,
     data_option,
+    export_options,
     init_option,
     optional_data,
     output_options,
@@ -278,11 +279,7 @@ def prune(
 
 @main.command()
 @click.argument("model")
-@click.option(
-    "--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="Version of the ONNX operator set."
-)
-@click.option("--atol", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance.")
-@click.option("--rtol", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance.")
+@export_options
 @click.option("--data", help=f"Tells a fresh model its classes and input: {DATA_HELP}")
 @shape_option
 @output_options
@@ -294,14 +291,15 @@ def export(
 
     \b
     onnxpress export runs/student -o student.onnx
+    onnxpress export runs/student --input uint8 --returns top-5 -o student.onnx
     """
     with _session(given) as (options, _):
         from core.data_reference import load_data
+        from core.external_data import refuse_overwrite_onnx
         from core.model_reference import load_torch_model
-        from core.whole_output import refuse_overwrite
         from export.to_onnx import ExportConfig, export
 
-        refuse_overwrite(output, force=force)
+        refuse_overwrite_onnx(output, force=force)
         loaded = load_torch_model(model, load_data(data) if data else None, input_shape)
         result = export(loaded, output, ExportConfig(**options), force=force)
     _render(result.report, given)

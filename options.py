@@ -277,6 +277,38 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str | No
         raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
 
 
+def _returns(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    from core.answers import is_known
+
+    if not is_known(value):
+        raise click.BadParameter(f"{value!r} is not logits, probabilities or top-K with a number, like top-5")
+    return value
+
+
+export_options = _together(
+    click.option(
+        "--input",
+        type=click.Choice(["float32", "uint8"]),
+        default="float32",
+        show_default=True,
+        help="What the file takes: float32 (N, C, H, W), normalised before, or raw uint8 images (N, H, W, C) of the "
+        "model's size, which it normalises itself.",
+    ),
+    click.option(
+        "--returns",
+        default="logits",
+        show_default=True,
+        callback=_returns,
+        metavar="logits|probabilities|top-K",
+        help="What it returns; top-5 are the five highest probabilities and their classes.",
+    ),
+    click.option(
+        "--opset", type=click.IntRange(18, 23), default=20, show_default=True, help="Version of the ONNX operator set."
+    ),
+    click.option("--atol", type=click.FloatRange(0), default=1e-4, show_default=True, help="Absolute tolerance."),
+    click.option("--rtol", type=click.FloatRange(0), default=1e-3, show_default=True, help="Relative tolerance."),
+)
+
 sweep_options = _together(
     click.option(
         "--provider",

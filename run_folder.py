@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from core.data import Data
+from core.external_data import data_file
 from core.history import digest_of
 from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest
@@ -97,7 +98,7 @@ class RunFolder:
         """Digest of the files that the stage left."""
         path = self.path(stage)
         model = [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
-        files = [*model, self.folder(stage) / "report.json"]
+        files = [*model, *(one for one in [data_file(path)] if one.exists()), self.folder(stage) / "report.json"]
         return digest_of([file_sha256(file) if file.is_file() else None for file in files])
 
     def key(self, stage: Stage) -> str:

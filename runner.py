@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from pydantic import BaseModel
 from bench.compare import BenchReport
 from bench.gate import Bar, bars
 from core.data_reference import load_data
+from core.external_data import copy_onnx, whole_onnx
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.result import Report
@@ -80,8 +80,8 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
     artifact = _artifact(current)
     if artifact and all(bar.ok for bar in checked):
         place = output / f"{recipe.name}.onnx"
-        with whole_file(place) as part:
-            shutil.copyfile(artifact.path, part)
+        with whole_onnx(place) as part:
+            copy_onnx(artifact.path, artifact.data_files, part)
     else:
         place = None
     report = RunReport(

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from bench.intervals import P99_SAMPLES
 from core.errors import ToolError
 from core.onnx_model import open_onnx
-from core.sessions import FloatArray, made_up_inputs, open_session, run_session
+from core.sessions import InputArray, made_up_inputs, open_session, run_session
 
 SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
 WARMUP = 10  # untimed runs before each run of LoadGen
@@ -136,7 +136,7 @@ def main(path: str, provider: str, threads: str, folder: str) -> None:
         reply(str(error))
 
 
-def _run_loadgen(session: Any, inputs: tuple[FloatArray, ...], request: Request, folder: str) -> None:
+def _run_loadgen(session: Any, inputs: tuple[InputArray, ...], request: Request, folder: str) -> None:
     import mlperf_loadgen as lg
 
     settings = lg.TestSettings()
@@ -172,7 +172,7 @@ def _run_loadgen(session: Any, inputs: tuple[FloatArray, ...], request: Request,
 
 def _answer(
     session: Any,
-    inputs: tuple[FloatArray, ...],
+    inputs: tuple[InputArray, ...],
     batch_size: int,
     waiting: "queue.SimpleQueue[list[Any] | None]",
 ) -> None:

@@ -24,7 +24,8 @@ class Quality(BaseModel, frozen=True):
         samples: How many.
         accuracy: Share whose highest logit is the label's (top-1).
         accuracy_interval: Its 95 % interval (Wilson).
-        top5_accuracy: Share whose label is among the five highest logits; None for five classes or fewer.
+        top5_accuracy: Share whose label is among the five highest logits; None for five classes or fewer, and where a
+            file returns fewer.
         f1: F1, the mean over classes.
         right: Which samples it gets right, a bit each, packed and in base64; a later report is compared by it.
     """
@@ -68,7 +69,8 @@ def quality(logits: FloatArray, targets: np.ndarray) -> Quality:
     num_classes = logits.shape[1]
     right = logits.argmax(axis=1) == targets
     scores, labels = torch.from_numpy(logits), torch.from_numpy(targets)
-    top5 = multiclass_accuracy(scores, labels, num_classes, average="micro", top_k=5) if num_classes > 5 else None
+    has_five = num_classes > 5 and (logits > -np.inf).sum(axis=1).min() >= 5
+    top5 = multiclass_accuracy(scores, labels, num_classes, average="micro", top_k=5) if has_five else None
     return Quality(
         samples=len(targets),
         accuracy=accuracy(logits, targets),

@@ -21,7 +21,7 @@ from core.errors import ToolError, require
 from core.machine import package_versions
 from core.onnx_model import OnnxModel
 from core.predict import Logits, accuracy, logits_of, predict, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.preprocessing import Preprocessing, model_input, normalise
 from core.progress import Progress, no_progress
 from core.result import Report
 from core.torch_model import TorchModel, torch_digest
@@ -235,7 +235,7 @@ def measure_fgsm(
     logits: list[list[Tensor]] = [[] for _ in measured]
     for adversarial in _crafted(source, chosen, _common_batch(measured, batch_size), epsilon, progress):
         for model, run, found in zip(measured, runs, logits, strict=True):
-            found.append(run(normalise(adversarial, preprocessing_of(model, data))))
+            found.append(run(model_input(adversarial, preprocessing_of(model, data))))
     attacked = [accuracy(torch.cat(found).numpy(), chosen.labels().numpy()) for found in logits]
     rows = [_attack_row(model, source, *both) for model, *both in zip(measured, clean, attacked, strict=True)]
     return AttackReport(

@@ -269,7 +269,7 @@ def _open_cache(
         "data": data.fingerprint,
         "teacher": list(taught_by),
         "provider": config.provider,
-        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std"}),
+        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input"}),
         "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
         "seed": config.seed,
     }

@@ -11,6 +11,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.calibration import Ranges
 from compress.int8_layouts import Layout
+from core.onnx_model import BAKED
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
@@ -38,6 +39,7 @@ def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, i
         in_float: Names of graph nodes that stay in float, and, in the ``qdq`` form, read what no rounding has touched.
     """
     known = prepared.with_name("ranges.json")
+    baked = [node.name for node in onnx.load(prepared).graph.node if node.name.startswith(BAKED)]
     arrays = {name: tuple(np.float32(one) for one in kept) for name, kept in ranges.items()}
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, arrays), known)
     quantize_static(
@@ -50,7 +52,7 @@ def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, i
         reduce_range=layout.reduce_range,
         activation_type=TYPES[layout.activation_type],
         weight_type=TYPES[layout.weight_type],
-        nodes_to_exclude=list(in_float),
+        nodes_to_exclude=[*in_float, *baked],
         calibration_cache_path=known,
         extra_options={"QDQKeepRemovableActivations": bool(in_float)},  # a range that begins at zero stands for Relu
     )

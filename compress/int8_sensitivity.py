@@ -22,6 +22,7 @@ from compress.calibration import Ranges
 from compress.damage import divergence
 from compress.int8_layouts import PRODUCTS, Layout
 from compress.int8_rounding import rounded_weight
+from core.onnx_model import BAKED
 from core.sessions import FloatArray, open_session
 
 WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
@@ -58,7 +59,7 @@ def int8_sensitivity(
     """Quantize each layer alone, weights and activations apart, and measure how far the answers move.
 
     Args:
-        proto: A float32 graph of one input, whose first output is logits (N, num_classes).
+        proto: A float32 graph of one input, whose first output is logits (N, num_classes) or made of them by `export`.
         ranges: Of its tensors.
         layout: How weights are rounded.
         batches: What it is asked, (N, ...) each.
@@ -68,10 +69,13 @@ def int8_sensitivity(
         The layers in the order of the graph: mean Kullback-Leibler divergence from float32's answers.
     """
     switched, layers = _switched(proto, ranges, layout)
+    answer = _logits(proto.graph)
+    if answer not in [one.name for one in switched.graph.output]:
+        switched.graph.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, None))
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(switched, Path(scratch) / "switched.onnx")
         session = open_session(Path(scratch) / "switched.onnx")
-    given, answer = proto.graph.input[0].name, proto.graph.output[0].name
+    given = proto.graph.input[0].name
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}
@@ -108,6 +112,12 @@ def int8_sensitivity_plot(found: Sequence[LayerDamage]) -> str:
     )
     page: str = figure.to_html(include_plotlyjs=True, full_html=True)
     return page
+
+
+def _logits(graph: onnx.GraphProto) -> str:
+    baked = [one for one in graph.node if one.name.startswith(BAKED) and one.op_type == "Softmax"]
+    name: str = baked[0].input[0] if baked else graph.output[0].name
+    return name
 
 
 def _switched(proto: onnx.ModelProto, ranges: Ranges, layout: Layout) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:

@@ -268,5 +268,6 @@ def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeC
         inputs=parent.inputs,
         preprocessing=parent.preprocessing,
         labels=parent.labels,
+        returns=parent.returns,
     )
     onnx.save(proto, path)

@@ -19,9 +19,10 @@ from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean
+from core.external_data import PROTOBUF_LIMIT_BYTES, fits_one_file
 from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.preprocessing import Preprocessing, model_input
 from core.progress import Progress
 from core.sessions import FloatArray, open_session, run_session
 
@@ -142,6 +143,11 @@ def quantize_source(
     if model.precision != "float32":
         raise ToolError(f"{model.path} is {model.precision} already; give the float32 file it was made from")
     proto = read_proto(model.path)
+    if not fits_one_file(proto):
+        raise ToolError(
+            f"{model.path} has more weights than the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
+            "made of; quantize a smaller model"
+        )
     _check_nodes(proto, excluded)
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
@@ -179,7 +185,7 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
 
 def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
     """Return all samples of a small split as inputs (N, ...), in this process."""
-    return normalise(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
+    return model_input(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
 
 
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:

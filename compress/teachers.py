@@ -14,7 +14,7 @@ from core.data import Data
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
 from core.predict import frozen_copy, logits_of, preprocessing_of
-from core.preprocessing import normalise
+from core.preprocessing import model_input, normalise
 from core.torch_model import TorchModel
 
 Teacher = TorchModel | OnnxModel
@@ -86,7 +86,7 @@ def _logits_run(teacher: Teacher, data: Data, provider: str, threads: int) -> Ca
 
     def answer(batch: TrainBatch) -> Tensor:
         with torch.autocast(batch.samples.device.type, torch.bfloat16, enabled=batch.use_bfloat16):
-            return run(normalise(batch.samples, preprocessing)).float()
+            return run(model_input(batch.samples, preprocessing)).float()
 
     return answer
 

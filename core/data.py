@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.errors import ToolError, UnreadableSampleError
-from core.preprocessing import Preprocessing, fit_images, normalise
+from core.preprocessing import Preprocessing, fit_images, model_input
 from core.skipped_samples import SkippedSamples
 
 VALIDATION_RATIO = 0.1
@@ -225,10 +225,10 @@ def check_classes(train: Split, labels: Sequence[str], reference: str) -> None:
 def batches(
     split: Split, preprocessing: Preprocessing, batch_size: int, *, limit: int | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield model inputs and targets in order: float32 (N, ...), int64 (N,); at most `limit` samples in all."""
+    """Yield, in order, what `model_input` makes of samples, and targets int64 (N,); at most `limit` samples in all."""
     chosen = split if limit is None else split.take(spread(len(split), limit))
     for batch in raised(loader(chosen, preprocessing, batch_size), split):
-        yield normalise(batch.samples, preprocessing), batch.targets
+        yield model_input(batch.samples, preprocessing), batch.targets
 
 
 def loader(

@@ -23,7 +23,8 @@ class Description(Report, frozen=True):
         outputs: Likewise.
         params: Number of parameters.
         macs: Multiply-accumulates of one sample.
-        size_bytes: The file's size.
+        size_bytes: The file's size, with weights beside it.
+        returns: What an ONNX file returns: ``logits``, ``probabilities`` or ``top-5``.
         opset: Version of the operator set.
         precision: The least that it computes in.
         operators: Operator, or module type, to how many there are.
@@ -40,6 +41,7 @@ class Description(Report, frozen=True):
     params: int
     macs: int | None = None
     size_bytes: int | None = None
+    returns: str | None = None
     opset: int | None = None
     precision: str | None = None
     operators: dict[str, int]
@@ -77,7 +79,7 @@ def _describe_torch(model: TorchModel) -> Description:
 
 
 def _describe_onnx(model: OnnxModel) -> Description:
-    graph = read_proto(model.path).graph
+    graph = read_proto(model.path, weights=False).graph
     return Description(
         stage="inspect",
         name=model.name,
@@ -87,6 +89,7 @@ def _describe_onnx(model: OnnxModel) -> Description:
         outputs=tuple(f"{spec.name} {spec.shape} {spec.dtype}" for spec in model.outputs),
         params=sum(math.prod(initializer.dims) for initializer in graph.initializer),
         size_bytes=model.size_bytes,
+        returns=model.returns,
         opset=model.opset,
         precision=model.precision,
         operators=dict(Counter(node.op_type for node in graph.node).most_common()),

@@ -11,6 +11,7 @@ from torch import nn
 from core.checkpoint import load_checkpoint, load_weights
 from core.data import Data, batches, spread
 from core.errors import ToolError
+from core.external_data import data_file
 from core.history import digest_of
 from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
@@ -105,6 +106,7 @@ def reference_digest(text: str) -> str:
     elif reference.kind == "path":
         path = Path(reference.name)
         files += [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
+        files += [one for one in [data_file(path)] if one.exists()]
     return digest_of([reference.kind, reference.name, reference.arguments, [existing_sha256(file) for file in files]])
 
 

@@ -9,12 +9,15 @@ import onnx
 from google.protobuf.message import DecodeError
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from core.answers import LOGITS, is_known
 from core.errors import ToolError
-from core.history import History, Step
+from core.external_data import data_files
+from core.history import History, Step, digest_of
 from core.preprocessing import Preprocessing
 from core.references import file_sha256, missing_path
 
 KEY_PREFIX = "onnxpress."
+BAKED = "onnxpress/"  # begins the names of the nodes that `export` puts around the network; they stay in float
 
 
 class TensorSpec(BaseModel, frozen=True):
@@ -33,9 +36,11 @@ class TensorSpec(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make.
+    """An .onnx file and what it says of itself; what only files that this tool made say is None or empty for others.
 
-    Its precision is the least of what it computes in: ``int4``, ``int8``, ``bfloat16``, ``float16`` or ``float32``.
+    `precision` is the least of what it computes in: ``int4``, ``int8``, ``bfloat16``, ``float16`` or ``float32``;
+    `returns` is ``logits``, ``probabilities`` or ``top-5``, see `core.answers`; `data_files` are those beside it that
+    hold its weights, and `sha256` covers them.
     """
 
     name: str
@@ -48,6 +53,15 @@ class OnnxModel:
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     history: History
+    returns: str = LOGITS
+    data_files: tuple[Path, ...] = ()
+
+    @property
+    def sample_shape(self) -> tuple[int | str, ...]:
+        """Shape of one sample as torch has it: (C, H, W) for images, however the file takes them."""
+        shape = self.inputs[0].shape[1:]
+        is_pixels = self.preprocessing is not None and self.preprocessing.input == "uint8"
+        return (shape[-1], *shape[:-1]) if is_pixels else shape
 
     @property
     def is_quantized(self) -> bool:
@@ -56,8 +70,8 @@ class OnnxModel:
 
     @property
     def size_bytes(self) -> int:
-        """The file's size."""
-        return self.path.stat().st_size
+        """The file's size, with the weights beside it."""
+        return sum(file.stat().st_size for file in (self.path, *self.data_files))
 
 
 def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
@@ -70,7 +84,8 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
     Raises:
         ToolError: The file is missing, damaged, or has metadata under this tool's names that cannot be read.
     """
-    proto = read_proto(path)
+    proto = read_proto(path, weights=False)
+    beside = data_files(proto, path)
     metadata = {
         entry.key.removeprefix(KEY_PREFIX): entry.value
         for entry in proto.metadata_props
@@ -82,7 +97,7 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
         return OnnxModel(
             name=name or str(path),
             path=path,
-            sha256=file_sha256(path),
+            sha256=_sha256(path, beside),
             inputs=tuple(_tensor_spec(value) for value in proto.graph.input if value.name not in weights),
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
             opset=_opset(proto, path),
@@ -90,13 +105,19 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
             labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
+            returns=_returns(metadata),
+            data_files=beside,
         )
-    except (ValidationError, json.JSONDecodeError) as error:
+    except (ValidationError, ValueError) as error:
         raise ToolError(f"{path} has damaged onnxpress metadata: {error}") from error
 
 
-def read_proto(path: Path) -> onnx.ModelProto:
+def read_proto(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """Parse an .onnx file.
+
+    Args:
+        path: The file.
+        weights: Read what lies beside it too.
 
     Raises:
         ToolError: The file is missing, damaged or cut short.
@@ -104,7 +125,7 @@ def read_proto(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise missing_path(path)
     try:
-        proto = onnx.load(path)
+        proto = onnx.load(path, load_external_data=weights)
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ToolError(f"cannot read {path}: {error}; the file is damaged, cut short or not ONNX") from error
     if not proto.graph.node or not proto.graph.output or not proto.opset_import:
@@ -119,6 +140,7 @@ def explain(
     inputs: tuple[Any, ...],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
+    returns: str = LOGITS,
 ) -> None:
     """Write this tool's metadata into a model, in place; other entries stay."""
     entries = {entry.key: entry.value for entry in proto.metadata_props if not entry.key.startswith(KEY_PREFIX)}
@@ -127,6 +149,7 @@ def explain(
     if preprocessing is not None:
         entries[KEY_PREFIX + "preprocessing"] = preprocessing.model_dump_json()
     entries[KEY_PREFIX + "labels"] = json.dumps(labels)
+    entries[KEY_PREFIX + "returns"] = returns
     del proto.metadata_props[:]
     onnx.helper.set_model_props(proto, entries)
 
@@ -168,6 +191,19 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(name=value.name, shape=shape, dtype=dtype)
+
+
+def _sha256(path: Path, beside: tuple[Path, ...]) -> str:
+    if not beside:
+        return file_sha256(path)
+    return digest_of([file_sha256(file) for file in (path, *beside)])
+
+
+def _returns(metadata: dict[str, str]) -> str:
+    returns = metadata.get("returns", LOGITS)
+    if not is_known(returns):
+        raise ValueError(f"returns is {returns!r}")
+    return returns
 
 
 def _json(metadata: dict[str, str], key: str) -> Any:

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.answers import as_logits, top_k
 from core.data import Data, batches
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
 from core.preprocessing import Preprocessing
-from core.sessions import FloatArray, open_session, run_session
+from core.sessions import FloatArray, open_session, session_outputs
 from core.torch_model import TorchModel
 
 Logits = Callable[[Tensor], Tensor]
-"""Model inputs (N, ...) float32, on any device -> logits (N, num_classes) float32 on the same device."""
+"""Model inputs (N, ...), on any device -> logits (N, num_classes) float32 on the same device."""
 
 
 def logits_of(
@@ -29,6 +30,8 @@ def logits_of(
 ) -> Logits:
     """Return the function that runs a model as it is now; a torch module is copied.
 
+    What a file of probabilities returns is read as logits, see `core.answers`.
+
     Args:
         model: Either carrier.
         device: Where a torch module runs.
@@ -40,7 +43,8 @@ def logits_of(
         session = open_session(model.path, provider, threads, spinning=spinning)
 
         def run_onnx(inputs: Tensor) -> Tensor:
-            return torch.from_numpy(run_session(session, inputs.cpu().numpy())).to(inputs.device)
+            outputs = session_outputs(session, inputs.cpu().numpy())
+            return torch.from_numpy(as_logits(outputs, model.returns, len(model.labels))).to(inputs.device)
 
         return run_onnx
     module = frozen_copy(model, device)
@@ -165,7 +169,12 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
     Raises:
         ToolError: They differ.
     """
-    taught = tuple(teacher.inputs[0].shape[1:] if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape)
+    if isinstance(teacher, OnnxModel) and top_k(teacher.returns):
+        raise ToolError(
+            f"the teacher {teacher.name} returns its {teacher.returns} classes only, and a student learns from what is "
+            "said of all of them; export the teacher with --returns logits"
+        )
+    taught = teacher.sample_shape if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape
     if all(isinstance(size, int) for size in taught) and taught != student.inputs[0].shape:
         raise ToolError(
             f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from typing import Literal
 
 import torch
 from pydantic import BaseModel
@@ -11,9 +12,11 @@ from torchvision.transforms.v2 import functional as image_functional
 
 from core.errors import ToolError
 
+InputForm = Literal["float32", "uint8"]
+
 
 class Preprocessing(BaseModel, frozen=True):
-    """Raw samples (N, C, H, W) uint8, or (N, ...) float, to float32 inputs.
+    """Raw samples (N, C, H, W) uint8, or (N, ...) float, to a model's inputs.
 
     Attributes:
         image_size: Height and width that images are resized and centre-cropped to; None for other samples.
@@ -23,6 +26,8 @@ class Preprocessing(BaseModel, frozen=True):
         scale: Factor applied first; 1/255 maps uint8 images to [0, 1].
         mean: Per-channel mean, subtracted after scaling; empty for none.
         std: Per-channel standard deviation, divided by last; empty for none.
+        input: What the model is given: ``float32`` (N, C, ...), scaled and standardised before; or ``uint8`` images
+            (N, H, W, C), fitted, which an ONNX file scales and standardises itself.
     """
 
     image_size: tuple[int, int] | None = None
@@ -32,6 +37,7 @@ class Preprocessing(BaseModel, frozen=True):
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    input: InputForm = "float32"
 
 
 def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -57,6 +63,19 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
             "build the model with in_chans to match, or convert the images"
         )
     return images
+
+
+def model_input(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Make what a model takes of fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32 or (N, H, W, C) uint8."""
+    if preprocessing.input == "float32":
+        return normalise(samples, preprocessing)
+    pixels = samples.round().clamp(0, 255).to(torch.uint8) if samples.is_floating_point() else samples
+    return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def input_from_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Make what a model takes of what one with ``input`` uint8 takes: (N, H, W, C) uint8."""
+    return model_input(pixels.permute(0, 3, 1, 2), preprocessing)
 
 
 def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -11,13 +11,15 @@ import onnxruntime
 
 from core.errors import ToolError, did_you_mean
 from core.machine import available_cores
-from core.onnx_model import OnnxModel
+from core.onnx_model import OnnxModel, TensorSpec
 from core.processes import local_rank
 from core.references import missing_path
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FloatArray = npt.NDArray[np.float32]
+InputArray = FloatArray | npt.NDArray[np.uint8]
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
 onnxruntime.set_default_logger_severity(ERROR)  # its warnings are about its own graph rewriting
 
@@ -51,6 +53,7 @@ def open_session(
     *,
     spinning: bool = True,
     profile_to: Path | None = None,
+    weights_beside: Path | None = None,
 ) -> onnxruntime.InferenceSession:
     """Open a session that runs on `provider`, never on another in silence.
 
@@ -60,6 +63,7 @@ def open_session(
         threads: Threads inside an operator; 0 takes the cores this process may use.
         spinning: Let idle threads wait busily, ONNX Runtime's default: faster alone, far slower beside torch's.
         profile_to: Record every node's time, in the file whose name starts so.
+        weights_beside: The file whose weights, where they lie beside it, `path` names as its own.
 
     Raises:
         ToolError: The file cannot be loaded or the provider cannot be used.
@@ -80,7 +84,10 @@ def open_session(
         onnxruntime.set_default_logger_severity(FATAL)  # what it cannot load is said below, in one line
     try:
         settings = {"device_id": local_rank()} if name == PROVIDERS["cuda"] else {}
-        session = onnxruntime.InferenceSession(path, options, providers=[(name, settings)])
+        if weights_beside is not None:
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_beside.parent.absolute()))
+        model = path if weights_beside is None else path.read_bytes()
+        session = onnxruntime.InferenceSession(model, options, providers=[(name, settings)])
     except Exception as error:
         if not _is_onnxruntime_error(error):
             raise
@@ -92,8 +99,14 @@ def open_session(
     return session
 
 
-def run_session(session: onnxruntime.InferenceSession, *inputs: FloatArray) -> FloatArray:
-    """Run a session on one batch and return its first output.
+def run_session(session: onnxruntime.InferenceSession, *inputs: np.ndarray) -> FloatArray:
+    """Like `session_outputs`, for the first of them."""
+    first: FloatArray = session_outputs(session, *inputs)[0]
+    return first
+
+
+def session_outputs(session: onnxruntime.InferenceSession, *inputs: np.ndarray) -> list[Any]:
+    """Run a session on one batch and return its outputs.
 
     Raises:
         ToolError: The model rejects the inputs or fails on them.
@@ -106,26 +119,30 @@ def run_session(session: onnxruntime.InferenceSession, *inputs: FloatArray) -> F
             raise
         shapes = ", ".join(str(array.shape) for array in inputs)
         raise ToolError(f"ONNX Runtime cannot run the model on inputs of shape {shapes}: {error}") from error
-    first: FloatArray = outputs[0]
-    return first
+    return outputs
 
 
-def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[FloatArray, ...]:
-    """Make standard normal inputs; the first axis is the batch where it is dynamic, other dynamic axes are refused.
+def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[InputArray, ...]:
+    """Make standard normal inputs, or for uint8 any pixels; the first axis is the batch where it is dynamic.
 
     Raises:
-        ToolError: A fixed batch differs from `batch_size`, or an input is not float32 or dynamic beyond the batch.
+        ToolError: A fixed batch differs from `batch_size`, or an input is neither float32 nor uint8, or is dynamic
+            beyond the batch.
     """
     random = np.random.default_rng(seed)
-    return tuple(
-        random.standard_normal(_fixed_shape(spec.shape, batch_size, spec.name, spec.dtype), dtype=np.float32)
-        for spec in model.inputs
-    )
+
+    def values(spec: TensorSpec) -> InputArray:
+        shape = _fixed_shape(spec.shape, batch_size, spec.name, spec.dtype)
+        if spec.dtype == "uint8":
+            return random.integers(0, 256, shape, dtype=np.uint8)
+        return random.standard_normal(shape, dtype=np.float32)
+
+    return tuple(values(spec) for spec in model.inputs)
 
 
 def _fixed_shape(shape: tuple[int | str, ...], batch_size: int, name: str, dtype: str) -> tuple[int, ...]:
-    if dtype != "float32":
-        raise ToolError(f"input {name!r} is {dtype}: made-up values serve float32 only; give --data")
+    if dtype not in ("float32", "uint8"):
+        raise ToolError(f"input {name!r} is {dtype}: made-up values serve float32 and uint8 only; give --data")
     sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
     if any(isinstance(size, str) for size in sizes):
         raise ToolError(f"input {name!r} has dynamic axes beyond the batch: {shape}; give --data")

@@ -103,7 +103,8 @@ def torch_digest(model: TorchModel) -> str:
     digest = hashlib.sha256()
     plan = model.plan.model_dump() if model.plan else None
     source = model.source.model_dump(exclude={"file"})
-    digest.update(digest_of([source, plan, model.preprocessing.model_dump()]).encode())
+    preprocessing = model.preprocessing.model_dump(exclude={"input"})  # float32 for every module
+    digest.update(digest_of([source, plan, preprocessing]).encode())
     for name, tensor in sorted(model.module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -35,6 +35,34 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
+def whole_files(path: Path, suffix: str, *, force: bool = True) -> Iterator[Path]:
+    """Like `whole_file`, for a file that may have a second beside it, whose name is the file's and `suffix`.
+
+    The path to write to lies in a folder of its own, under its final name, so that the first file can name the second.
+    The first never stands beside a second that is not its own.
+    """
+    beside = path.with_name(path.name + suffix) if path.name else path
+    for one in (path, beside):
+        refuse_overwrite(one, force=force)
+    _require_name(path)
+    folder = path.with_name(f".{path.name}.part")
+    part, part_beside = folder / path.name, folder / beside.name
+    with _explained(path):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield part
+            if part_beside.exists() or beside.exists():
+                path.unlink(missing_ok=True)
+                beside.unlink(missing_ok=True)
+            if part_beside.exists():
+                part_beside.replace(beside)
+            part.replace(path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete."""
     refuse_overwrite(path, force=force)
@@ -80,7 +108,8 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        about = f" ({error.filename})" if error.filename and Path(error.filename).parent != path.parent else ""
+        beside = error.filename and path.parent in (Path(error.filename).parent, Path(error.filename).parent.parent)
+        about = f" ({error.filename})" if error.filename and not beside else ""
         raise ToolError(f"cannot write {path}: {error.strerror or error}{about}{_free_space(path)}") from error
 
 

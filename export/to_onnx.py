@@ -1,26 +1,20 @@
 """From a torch module to an .onnx file that computes the same."""
 
-import contextlib
-import copy
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import onnx
 import onnxslim
-import torch
-from torch import nn
 
+from core.answers import LOGITS, is_known
 from core.errors import ToolError, require
+from core.external_data import fits_one_file, whole_onnx, write_onnx
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx
+from core.preprocessing import InputForm
 from core.result import Report, Result
-from core.torch_model import TorchModel, example_inputs, run_once, torch_digest
-from core.trace_failure import failing_module
-from core.whole_output import whole_file
+from core.torch_model import TorchModel, run_once, torch_digest
+from export.baked import bake_answer, bake_preprocessing, check_bakeable
+from export.tracing import traced
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 
 
@@ -33,15 +27,24 @@ class ExportConfig:
         atol: Absolute tolerance of the verification.
         rtol: Relative tolerance of the verification.
         batch_sizes: Batch sizes it is verified at.
+        input: What the file takes: ``float32`` inputs (N, C, H, W), normalised before; or ``uint8`` images
+            (N, H, W, C) of the model's size, which it normalises itself.
+        returns: What it returns: ``logits``, ``probabilities``, or ``top-5`` (any number): the most probable classes.
     """
 
     opset: int = 20
     atol: float = 1e-4
     rtol: float = 1e-3
     batch_sizes: tuple[int, ...] = (1, 2, 7)
+    input: InputForm = "float32"
+    returns: str = LOGITS
 
     def __post_init__(self) -> None:
         require(18 <= self.opset <= 23, f"opset is {self.opset}; the exporter makes 18 to 23")
+        require(
+            is_known(self.returns),
+            f"returns is {self.returns!r}; it is logits, probabilities or top-K with a number, like top-5",
+        )
 
 
 class ExportReport(Report, frozen=True):
@@ -49,8 +52,8 @@ class ExportReport(Report, frozen=True):
 
     Attributes:
         opset: Version of the operator set.
-        nodes: Nodes before and after simplification.
-        size_bytes: The file's size.
+        nodes: Nodes before and after simplification; a file whose weights lie beside it is not simplified.
+        size_bytes: The file's size, with weights beside it.
         verify: The file against the torch module.
     """
 
@@ -72,24 +75,33 @@ def export(
         force: Replace an existing file.
 
     Raises:
-        ToolError: The module cannot be traced; the innermost module that fails is named.
+        ToolError: The module cannot be traced; the innermost module that fails is named. Or the file cannot take or
+            return what is asked.
         GateMissedError: The file does not compute what the module computes.
     """
-    run_once(model)
-    proto = _traced(model, config.opset)
+    num_classes = run_once(model).shape[1]
+    check_bakeable(model, num_classes, config.input, config.returns)
+    proto = traced(model, config.opset).model_proto
     nodes_before = len(proto.graph.node)
-    proto = _simplified(proto)
+    if fits_one_file(proto):
+        proto = onnxslim.slim(proto)
+    nodes_after = len(proto.graph.node)
+    inputs, preprocessing = model.inputs, model.preprocessing.model_copy(update={"input": config.input})
+    if config.input == "uint8":
+        inputs = (bake_preprocessing(proto, preprocessing),)
+    bake_answer(proto, config.returns, num_classes)
     done = step("export", asdict(config), parent=torch_digest(model))
     explain(
         proto,
         history=(*model.history, done),
-        inputs=model.inputs,
-        preprocessing=model.preprocessing,
+        inputs=inputs,
+        preprocessing=preprocessing,
         labels=model.labels,
+        returns=config.returns,
     )
     limits = VerifyConfig(atol=config.atol, rtol=config.rtol, batch_sizes=config.batch_sizes)
-    with whole_file(output, force=force) as part:
-        onnx.save(proto, part)
+    with whole_onnx(output, force=force) as part:
+        write_onnx(proto, part)
         candidate = open_onnx(part, str(output))
         if not isinstance(candidate.inputs[0].shape[0], str):
             raise ToolError(
@@ -101,62 +113,8 @@ def export(
     report = ExportReport(
         stage="export",
         opset=made.opset,
-        nodes=(nodes_before, len(proto.graph.node)),
+        nodes=(nodes_before, nodes_after),
         size_bytes=made.size_bytes,
         verify=verified,
     )
     return Result(made, report)
-
-
-def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
-    inputs = example_inputs(model, 2)
-    # Copied to default strides: a channels-last weight would be exported with its transpose.
-    module = copy.deepcopy(model.module).to(memory_format=torch.contiguous_format)
-    names = [spec.name for spec in model.inputs]
-    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    try:
-        with _quiet():
-            program = torch.onnx.export(
-                module,
-                inputs,
-                dynamo=True,
-                opset_version=opset,
-                input_names=names,
-                output_names=["logits"],
-                dynamic_shapes=dynamic,
-                external_data=False,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter raises whatever its passes raise
-        where = failing_module(model.module, inputs, _trace)
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise ToolError(
-            f"torch.export cannot trace {model.name} in its module {where or '(root)'!r}: "
-            f"{reason[0] if reason else type(error).__name__}"
-        ) from error
-    assert program is not None
-    return program.model_proto
-
-
-def _simplified(proto: onnx.ModelProto) -> onnx.ModelProto:
-    simplified: onnx.ModelProto = onnxslim.slim(proto)
-    return simplified
-
-
-def _trace(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-    with _quiet():
-        torch.export.export(module, inputs, strict=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporter tells its own developers."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        exporter.setLevel(level)

@@ -1,6 +1,6 @@
 """Does a candidate compute what its reference computes?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -8,16 +8,20 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from core.answers import LOGITS, in_like_terms
 from core.data import Data, batches
 from core.errors import GateMissedError, ToolError, require
 from core.onnx_model import OnnxModel
 from core.predict import logits_of, preprocessing_of
+from core.preprocessing import Preprocessing, input_from_pixels
 from core.result import Report
 from core.sessions import FloatArray, made_up_inputs
 from core.torch_model import TorchModel, example_inputs
+from export.locate import Divergence, first_divergence
 
 DATA_SAMPLES = 512
 CHUNK = 64
+LOCATED_SAMPLES = 8  # run with every tensor watched, which holds all of them at once
 FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
 SQNR_DB = {"int4": 10.0, "int8": 10.0, "bfloat16": 20.0, "float16": 35.0}
 
@@ -63,7 +67,7 @@ class VerifyConfig:
 
 
 class Comparison(BaseModel, frozen=True, ser_json_inf_nan="strings"):
-    """Two outputs (N, K) on the same inputs.
+    """Two outputs (N, K) on the same inputs: logits, or log-probabilities where a model returns probabilities.
 
     Attributes:
         inputs: What went in: ``batch 7``, or a split's name.
@@ -83,13 +87,14 @@ class Comparison(BaseModel, frozen=True, ser_json_inf_nan="strings"):
 
 
 class VerifyReport(Report, frozen=True):
-    """The comparisons, the limits and which were missed."""
+    """The comparisons, the limits, which were missed, and where a float file first leaves the torch module."""
 
     reference: str
     candidate: str
     limits: dict[str, float]
     comparisons: tuple[Comparison, ...]
     misses: tuple[str, ...]
+    located: Divergence | None = None
 
 
 def verify(
@@ -106,32 +111,43 @@ def verify(
     Raises:
         ToolError: They cannot be run on the same inputs.
     """
-    run_reference = logits_of(reference, provider=config.provider, threads=config.threads)
-    run_candidate = logits_of(candidate, provider=config.provider, threads=config.threads)
-    limits = _limits(config, candidate)
-    comparisons = tuple(
-        compare(
-            inputs,
-            np.concatenate([run_reference(batch).numpy() for batch in found]),
-            np.concatenate([run_candidate(batch).numpy() for batch in found]),
-            rtol=limits.get("rtol", 0.0),
-        )
-        for inputs, found in _inputs(reference, candidate, config, data)
+    run_reference, run_candidate = (
+        logits_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
     )
+    pixels = _pixels(reference) or _pixels(candidate)
+    to_reference, to_candidate = _feed(reference, pixels), _feed(candidate, pixels)
+    limits = _limits(config, candidate)
+    returns = _returns(reference), _returns(candidate)
+    comparisons: list[Comparison] = []
+    misses: list[str] = []
+    failing: Tensor | None = None
+    for inputs, found in _inputs(reference, candidate, config, data):
+        expected = np.concatenate([run_reference(to_reference(batch)).numpy() for batch in found])
+        answered = np.concatenate([run_candidate(to_candidate(batch)).numpy() for batch in found])
+        pair = in_like_terms(expected, answered, returns)
+        comparisons.append(compare(inputs, *pair, rtol=limits.get("rtol", 0.0)))
+        missed = list(_misses(comparisons[-1], limits))
+        if missed and failing is None:
+            failing = _worst(torch.cat(found), *pair)
+        misses += missed
     return VerifyReport(
         stage="verify",
         reference=reference.name,
         candidate=candidate.name,
         limits=limits,
-        comparisons=comparisons,
-        misses=tuple(miss for comparison in comparisons for miss in _misses(comparison, limits)),
+        comparisons=tuple(comparisons),
+        misses=tuple(misses),
+        located=_located(reference, candidate, to_reference, to_candidate, failing, limits),
     )
 
 
 def require_verified(report: VerifyReport) -> VerifyReport:
     """Return the report, or raise `GateMissedError` when it has a miss."""
     if report.misses:
-        raise GateMissedError(f"{report.candidate} does not match {report.reference}: {'; '.join(report.misses)}")
+        where = f"; {report.located.sentence}" if report.located else ""
+        raise GateMissedError(
+            f"{report.candidate} does not match {report.reference}: {'; '.join(report.misses)}{where}"
+        )
     return report
 
 
@@ -164,15 +180,17 @@ def _inputs(
 ) -> Iterator[tuple[str, list[Tensor]]]:
     """Yield named lists of batches; real samples where there are some, since made-up ones leave a calibrated range.
 
-    Where a file fixes its batch, that is the only size it can be compared at.
+    Where one of them takes pixels, the batches are pixels. Where a file fixes its batch, that is the only size it can
+    be compared at.
     """
     fixed = _fixed_batch(reference) or _fixed_batch(candidate)
     sizes = (fixed,) if fixed else config.batch_sizes
+    giving = reference if _pixels(reference) else candidate
     if data is None:
         for size in sizes:
-            yield f"batch {size}", [_made_up(candidate, size, config.seed)]
+            yield f"batch {size}", [_made_up(giving, size, config.seed)]
         return
-    preprocessing = preprocessing_of(candidate, data)
+    preprocessing = preprocessing_of(giving, data)
     found = batches(data.split("validation"), preprocessing, fixed or CHUNK, limit=DATA_SAMPLES)
     inputs = [batch for batch, _ in found if not fixed or len(batch) == fixed]
     for size in sizes:
@@ -183,6 +201,55 @@ def _inputs(
 def _fixed_batch(model: TorchModel | OnnxModel) -> int | None:
     first = model.inputs[0].shape[:1] if isinstance(model, OnnxModel) else ()
     return first[0] if first and isinstance(first[0], int) else None
+
+
+def _pixels(model: TorchModel | OnnxModel) -> Preprocessing | None:
+    """Return the preprocessing of a model that takes raw pixels, None for others."""
+    said = model.preprocessing
+    return said if said is not None and said.input == "uint8" else None
+
+
+def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callable[[Tensor], Tensor]:
+    """Return the function from shared inputs, which are pixels where one model takes them, to this model's own."""
+    if pixels is None or _pixels(model):
+        return lambda inputs: inputs
+    own = model.preprocessing or pixels.model_copy(update={"input": "float32"})
+    return lambda inputs: input_from_pixels(inputs, own)
+
+
+def _returns(model: TorchModel | OnnxModel) -> str:
+    return model.returns if isinstance(model, OnnxModel) else LOGITS
+
+
+def _worst(inputs: Tensor, reference: FloatArray, candidate: FloatArray) -> Tensor:
+    """Return the inputs, where they are many only the sample whose answer is furthest off."""
+    if len(inputs) <= LOCATED_SAMPLES:
+        return inputs
+    worst = int(np.abs(candidate - reference).reshape(len(inputs), -1).max(1).argmax())  # NaN counts as the highest
+    return inputs[worst : worst + 1]
+
+
+def _located(
+    reference: TorchModel | OnnxModel,
+    candidate: TorchModel | OnnxModel,
+    to_reference: Callable[[Tensor], Tensor],
+    to_candidate: Callable[[Tensor], Tensor],
+    failing: Tensor | None,
+    limits: dict[str, float],
+) -> Divergence | None:
+    """Find where a float32 file leaves its torch module; in a smaller one every tensor does."""
+    if failing is None or not isinstance(reference, TorchModel) or not isinstance(candidate, OnnxModel):
+        return None
+    if candidate.precision != "float32":
+        return None
+    return first_divergence(
+        reference,
+        candidate,
+        to_reference(failing),
+        to_candidate(failing),
+        atol=limits.get("atol", FLOAT_ATOL),
+        rtol=limits.get("rtol", FLOAT_RTOL),
+    )
 
 
 def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensor:

@@ -118,6 +118,18 @@ BAD_INPUT = {
         ["export", "{tiny}:untraceable", "--input-shape", "1,8,8", "-o", "x.onnx"],
         "in its module '1.1'",
     ),
+    "raw images for a model of rows": (
+        ["export", "{tiny}:mlp", "--input-shape", "5", "--input", "uint8", "-o", "x.onnx"],
+        "that are not images, and uint8 input is for images",
+    ),
+    "more classes than there are": (
+        ["export", "checkpoint", "--returns", "top-11", "-o", "x.onnx"],
+        "has 10 classes and cannot return the top-11; ask for fewer",
+    ),
+    "weights that stand where the export's would": (
+        ["export", "checkpoint", "-o", "other.onnx"],
+        "other.onnx.data exists already; pass --force",
+    ),
     "colour images for a grey model": (["bench", "model.onnx", "--data", "rgb.npz"], "channels"),
     "an output that exists": (["export", "checkpoint", "-o", "model.onnx"], "exists already; pass --force"),
     "an output below a file": (["export", "checkpoint", "-o", "model.onnx/x.onnx"], "cannot write"),
@@ -134,6 +146,7 @@ def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Pat
     (tmp_path / "model.onnx").write_bytes(whole)
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.onnx").write_bytes(b"")
+    (tmp_path / "other.onnx.data").write_bytes(b"")
     (tmp_path / "bad.toml").write_text("data = ")
     save_checkpoint(untrained, tmp_path / "checkpoint")
     weights = (tmp_path / "checkpoint" / "model.safetensors").read_bytes()

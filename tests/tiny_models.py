@@ -78,6 +78,28 @@ def mlp(num_classes: int = 3, num_features: int = 5) -> nn.Module:
     return nn.Sequential(nn.Linear(num_features, 16), nn.ReLU(), nn.Linear(16, num_classes))
 
 
+def wide(num_classes: int = 10, width: int = 16384) -> nn.Module:
+    """More than 2 GB of weights."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.Linear(width, num_classes))
+
+
+def windowed(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """Attends within windows, an axis more than the exporter's attention has, with a mask for each head."""
+
+    class Windowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = nn.Parameter(torch.randn(2, 4, 4))
+            self.head = nn.Linear(64 * in_chans, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            windows = x.reshape(x.shape[0], -1, 2, 4, 4)
+            mixed = nn.functional.scaled_dot_product_attention(windows, windows, windows, attn_mask=self.mask)
+            return self.head(mixed.transpose(2, 3).flatten(1))
+
+    return Windowed()
+
+
 def needs_rgb(num_classes: int = 10) -> nn.Module:
     return cnn(num_classes, in_chans=3)
 

@@ -1,5 +1,6 @@
 """The exported file computes what the module computes, at any batch, and explains itself."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,18 @@ import onnxruntime
 import pytest
 import torch
 
+import core.external_data
+from bench.runnable import open_onnx_run
 from compress.prune import PruneConfig, prune
+from compress.quantize import QuantizeConfig, quantize
+from core.data import Data
+from core.describe import describe
 from core.errors import GateMissedError, ToolError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
 from export.to_onnx import ExportConfig, export
+from export.verify import VerifyConfig, verify
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
@@ -48,8 +55,63 @@ def test_the_file_explains_itself(trained: TorchModel, exported: OnnxModel) -> N
     onnx.checker.check_model(exported.path)
 
 
-def test_the_opset_is_the_one_asked_for(untrained: TorchModel, tmp_path: Path) -> None:
-    assert export(untrained, tmp_path / "model.onnx", ExportConfig(opset=18)).model.opset == 18
+@pytest.mark.parametrize("opset", [18, 23, *(pytest.param(one, marks=pytest.mark.slow) for one in (19, 20, 21, 22))])
+def test_the_opset_is_the_one_asked_for(untrained: TorchModel, tmp_path: Path, opset: int) -> None:
+    config = ExportConfig(opset=opset, input="uint8", returns="top-3")
+    assert export(untrained, tmp_path / "model.onnx", config).model.opset == opset
+    assert [one.version for one in onnx.load(tmp_path / "model.onnx").opset_import if one.domain == ""] == [opset]
+
+
+@pytest.mark.parametrize("opset", [17, 24])
+def test_an_opset_that_the_exporter_does_not_make_is_refused(opset: int) -> None:
+    with pytest.raises(ValueError, match=f"opset is {opset}; the exporter makes 18 to 23"):
+        ExportConfig(opset=opset)
+
+
+def test_weights_that_do_not_fit_lie_beside_the_file(
+    trained: TorchModel, exported: OnnxModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core.external_data, "PROTOBUF_LIMIT_BYTES", 1000)
+    output = tmp_path / "big.onnx"
+    made = export(trained, output, ExportConfig()).model
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]
+    assert made.data_files == (tmp_path / "big.onnx.data",)
+    assert verify(exported, made, VerifyConfig()).misses == ()
+    assert verify(trained, made, VerifyConfig(atol=1e-12)).located is not None
+    assert describe(made).params == describe(exported).params
+    with pytest.raises(ToolError, match=r"has more weights than the .* GB that an int8 file can be made of"):
+        quantize(made, digits, tmp_path / "int8.onnx", QuantizeConfig())
+    before = contents(tmp_path)
+    with pytest.raises(ToolError, match=r"big\.onnx exists already; pass --force"):
+        export(trained, output, ExportConfig())
+    with pytest.raises(GateMissedError, match="does not match"):
+        export(trained, output, ExportConfig(atol=0, rtol=0), force=True)
+    assert contents(tmp_path) == before
+    monkeypatch.undo()
+    export(trained, output, ExportConfig(), force=True)
+    assert [one.name for one in tmp_path.iterdir()] == ["big.onnx"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {one.name: one.read_bytes() for one in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_model_over_2_gb_is_exported_and_read(tiny: str, tmp_path: Path) -> None:
+    """Needs some 15 GB of memory."""
+    model = load_torch_model(f"{tiny}:wide", input_shape=(16384,))
+    made = export(model, tmp_path / "wide.onnx", ExportConfig(batch_sizes=(1, 2))).model
+    assert made.size_bytes > 2**31
+    assert made.path.stat().st_size < 2**20
+    assert describe(made).params == 2 * 16384**2 + 2 * 16384 + 16384 * 10 + 10
+    assert latency_of(made) > 0
+
+
+def latency_of(model: OnnxModel) -> float:
+    run = open_onnx_run(model, "cpu", 1, 1)()
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def test_the_module_that_cannot_be_traced_is_named(tiny: str, tmp_path: Path) -> None:
@@ -84,3 +146,8 @@ def test_the_module_is_untouched(trained: TorchModel, tmp_path: Path) -> None:
     before = {name: tensor.stride() for name, tensor in trained.module.state_dict().items()}
     export(trained, tmp_path / "model.onnx", ExportConfig())
     assert {name: tensor.stride() for name, tensor in trained.module.state_dict().items()} == before
+
+
+def test_attention_of_five_axes_is_exported(tiny: str, tmp_path: Path) -> None:
+    model = load_torch_model(f"{tiny}:windowed", input_shape=(1, 8, 8))
+    assert export(model, tmp_path / "model.onnx", ExportConfig()).report.verify.misses == ()
