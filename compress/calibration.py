@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -72,7 +72,7 @@ class Seen:
 
 def observe(
     proto: onnx.ModelProto,
-    batches: Iterable[NDArray[np.float32]],
+    batches: Iterable[tuple[NDArray[Any], ...]],
     progress: Callable[[int], None],
     *,
     histograms: bool = True,
@@ -80,8 +80,8 @@ def observe(
     """Run a graph over samples and return what each float tensor in it was.
 
     Args:
-        proto: With the types of its tensors inferred; one input.
-        batches: What it reads, (N, ...) each.
+        proto: With the types of its tensors inferred.
+        batches: What it reads, an array (N, ...) for each input.
         progress: Told of the number of batches done.
         histograms: Count values, which every method but minmax asks for; extremes alone are found several times faster.
 
@@ -93,8 +93,9 @@ def observe(
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(watched, Path(scratch) / "watched.onnx")
         session = open_session(Path(scratch) / "watched.onnx")
+        names = [value.name for value in session.get_inputs()]
         for done, batch in enumerate(batches, start=1):
-            found = session.run(answers, {session.get_inputs()[0].name: batch})
+            found = session.run(answers, dict(zip(names, batch, strict=True)))
             for answer, values in zip(answers, found, strict=True):
                 name = answer.removesuffix(LOW).removesuffix(HIGH)
                 _note(name, seen[name], values, whole=histograms)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from compress.calibration import Ranges
 from compress.damage import divergence
 from compress.int8_layouts import PRODUCTS, Layout
-from core.sessions import FloatArray, open_session
+from core.sessions import Array, FloatArray, open_session
 
 WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
 
@@ -51,16 +51,16 @@ def int8_sensitivity(
     proto: onnx.ModelProto,
     ranges: Ranges,
     layout: Layout,
-    batches: Sequence[FloatArray],
+    batches: Sequence[tuple[Array, ...]],
     progress: Callable[[int, int], None],
 ) -> tuple[LayerDamage, ...]:
     """Quantize each layer alone, weights and activations apart, and measure how far the answers move.
 
     Args:
-        proto: A float32 graph of one input, whose first output is logits (N, num_classes).
+        proto: A float32 graph whose first output is logits (N, num_classes).
         ranges: Of its tensors.
         layout: How weights are rounded.
-        batches: What it is asked, (N, ...) each.
+        batches: What it is asked, an array (N, ...) for each input.
         progress: Told of looks done and looks in all.
 
     Returns:
@@ -70,11 +70,12 @@ def int8_sensitivity(
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(switched, Path(scratch) / "switched.onnx")
         session = open_session(Path(scratch) / "switched.onnx")
-    given, answer = proto.graph.input[0].name, proto.graph.output[0].name
+    names, answer = [one.name for one in proto.graph.input], proto.graph.output[0].name
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}
-        logits = [session.run([answer], {given: batch, **switches})[0] for batch in batches]
+        feeds = (dict(zip(names, batch, strict=True)) for batch in batches)
+        logits = [session.run([answer], feed | switches)[0] for feed in feeds]
         return functional.log_softmax(torch.from_numpy(np.concatenate(logits)).double(), dim=1)
 
     off = np.zeros(len(layers), np.float32)

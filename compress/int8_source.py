@@ -16,9 +16,9 @@ from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean
 from core.onnx_model import OnnxModel, read_proto
 from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, normalise
+from core.preprocessing import Preprocessing, Tensors, normalise
 from core.progress import Progress
-from core.sessions import FloatArray, open_session, run_session
+from core.sessions import Array, open_session, run_session
 
 CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
@@ -109,10 +109,10 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def __iter__(self) -> Iterator[FloatArray]:
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
         for first in range(0, len(self._split), self._batch_size):
             chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
-            yield _fetch(self._split.take(chosen), self._preprocessing).numpy()
+            yield tuple(one.numpy() for one in _fetch(self._split.take(chosen), self._preprocessing))
 
 
 def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -122,8 +122,8 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
             raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
 
 
-def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return all samples of a small split as inputs (N, ...), in this process."""
+def _fetch(split: Split, preprocessing: Preprocessing) -> Tensors:
+    """Return all samples of a small split as inputs, (N, ...) each, in this process."""
     return normalise(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
 
 
@@ -132,4 +132,4 @@ def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> N
     inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
     batch_size = model.inputs[0].shape[0]
     repeats = batch_size if isinstance(batch_size, int) else 1
-    run_session(open_session(model.path), inputs.repeat(repeats, *[1] * (inputs.ndim - 1)).numpy())
+    run_session(open_session(model.path), *(one.repeat(repeats, *[1] * (one.ndim - 1)).numpy() for one in inputs))

@@ -230,7 +230,7 @@ def _write_metadata(path: Path, parent: OnnxModel, done: Any) -> None:
     explain(
         proto,
         history=(*parent.history, done),
-        inputs=parent.inputs,
+        inputs=parent.declared,
         preprocessing=parent.preprocessing,
         labels=parent.labels,
     )

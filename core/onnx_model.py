@@ -1,7 +1,7 @@
 """The second carrier: an .onnx file whose metadata explains it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from core.errors import ToolError
 from core.history import History, Step
+from core.input_spec import InputSpec
 from core.preprocessing import Preprocessing
 from core.references import file_sha256, missing_path
 
@@ -33,7 +34,10 @@ class TensorSpec(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnnxModel:
-    """An .onnx file and what it says of itself; the last three are None or empty for files this tool did not make."""
+    """An .onnx file and what it says of itself; the last four are None or empty for files this tool did not make.
+
+    `declared` is what may be made up for its inputs, as the torch model that it comes from took them.
+    """
 
     name: str
     path: Path
@@ -42,6 +46,7 @@ class OnnxModel:
     outputs: tuple[TensorSpec, ...]
     opset: int
     is_quantized: bool
+    declared: tuple[InputSpec, ...] = ()
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     history: History
@@ -79,6 +84,7 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
             opset=_opset(proto, path),
             is_quantized=any(node.op_type in _QUANTIZED_OPERATORS for node in proto.graph.node),
+            declared=TypeAdapter(tuple[InputSpec, ...]).validate_python(_declared(metadata)),
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
             labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
@@ -108,14 +114,14 @@ def explain(
     proto: onnx.ModelProto,
     *,
     history: History,
-    inputs: tuple[Any, ...],
+    inputs: tuple[InputSpec, ...],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
 ) -> None:
     """Write this tool's metadata into a model, in place; other entries stay."""
     entries = {entry.key: entry.value for entry in proto.metadata_props if not entry.key.startswith(KEY_PREFIX)}
     entries[KEY_PREFIX + "history"] = json.dumps([step.model_dump() for step in history])
-    entries[KEY_PREFIX + "inputs"] = json.dumps([spec.model_dump() for spec in inputs])
+    entries[KEY_PREFIX + "inputs"] = json.dumps([asdict(spec) for spec in inputs])
     if preprocessing is not None:
         entries[KEY_PREFIX + "preprocessing"] = preprocessing.model_dump_json()
     entries[KEY_PREFIX + "labels"] = json.dumps(labels)
@@ -148,6 +154,12 @@ def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in tensor.shape.dim)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     return TensorSpec(name=value.name, shape=shape, dtype=dtype)
+
+
+def _declared(metadata: dict[str, str]) -> list[Any]:
+    """Return what the file says of its inputs; int8 files said what the graph says until 0.1, which is of no use."""
+    specs: list[Any] = _json(metadata, "inputs") or []
+    return [] if any(isinstance(size, str) for spec in specs for size in spec.get("shape", ())) else specs
 
 
 def _json(metadata: dict[str, str], key: str) -> Any:

@@ -1,7 +1,8 @@
-"""How a raw sample becomes a model's input; travels with the model, in its checkpoint and in its ONNX file."""
+"""How a raw sample becomes a model's inputs; travels with the model, in its checkpoint and in its ONNX file."""
 
 import math
 from functools import cache
+from typing import Literal
 
 import torch
 from pydantic import BaseModel
@@ -10,10 +11,17 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_functional
 
 from core.errors import ToolError
+from core.tokenizing import Tokenization
+
+Tensors = tuple[Tensor, ...]
+"""One tensor for each input of a model, all of N samples."""
+
+Kind = Literal["image", "text", "values"]
+"""What a sample is: a uint8 image, a text, or float values that are an input already."""
 
 
 class Preprocessing(BaseModel, frozen=True):
-    """Raw samples (N, C, H, W) uint8, or (N, ...) float, to float32 inputs.
+    """Raw samples, images (N, C, H, W) uint8, texts, or (N, ...) float, to a model's inputs.
 
     Attributes:
         image_size: Height and width that images are resized and centre-cropped to; None for other samples.
@@ -23,6 +31,7 @@ class Preprocessing(BaseModel, frozen=True):
         scale: Factor applied first; 1/255 maps uint8 images to [0, 1].
         mean: Per-channel mean, subtracted after scaling; empty for none.
         std: Per-channel standard deviation, divided by last; empty for none.
+        text: How texts become numbers of tokens; None for samples that are no texts.
     """
 
     image_size: tuple[int, int] | None = None
@@ -32,6 +41,12 @@ class Preprocessing(BaseModel, frozen=True):
     scale: float = 1.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    text: Tokenization | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is for."""
+        return "image" if self.image_size is not None else "values" if self.text is None else "text"
 
 
 def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -40,6 +55,8 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Raises:
         ToolError: The samples are not uint8, or colour images meet a model of one channel.
     """
+    if preprocessing.text is not None:
+        raise ToolError("the samples are no texts, and the model takes texts")
     if preprocessing.image_size is None:
         return images
     if images.dtype != torch.uint8:
@@ -59,8 +76,12 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images
 
 
-def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Scale and standardise fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32."""
+def normalise(samples: Tensors, preprocessing: Preprocessing) -> Tensors:
+    """Scale and standardise fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32; numbers of tokens stay."""
+    return samples if preprocessing.text is not None else tuple(_standardised(one, preprocessing) for one in samples)
+
+
+def _standardised(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
     inputs = samples.to(torch.float32)
     if preprocessing.scale != 1.0:
         inputs = inputs * preprocessing.scale

@@ -18,7 +18,7 @@ from core.errors import ToolError, require
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx
 from core.result import Report, Result
-from core.torch_model import TorchModel, example_inputs, run_once, torch_digest
+from core.torch_model import TorchModel, example_inputs, outputs_once, torch_digest
 from core.trace_failure import failing_module
 from core.whole_output import whole_file
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
@@ -65,6 +65,8 @@ def export(
 ) -> Result[OnnxModel, ExportReport]:
     """Export with a dynamic batch, simplify, verify against the module, and only then give the file its name.
 
+    Texts also have a dynamic length. Outputs keep the names that the module gives them.
+
     Args:
         model: What to export.
         output: The .onnx file to make.
@@ -75,8 +77,7 @@ def export(
         ToolError: The module cannot be traced; the innermost module that fails is named.
         GateMissedError: The file does not compute what the module computes.
     """
-    run_once(model)
-    proto = _traced(model, config.opset)
+    proto = _traced(model, config.opset, list(outputs_once(model)))
     nodes_before = len(proto.graph.node)
     proto = _simplified(proto)
     done = step("export", asdict(config), parent=torch_digest(model))
@@ -91,11 +92,7 @@ def export(
     with whole_file(output, force=force) as part:
         onnx.save(proto, part)
         candidate = open_onnx(part, str(output))
-        if not isinstance(candidate.inputs[0].shape[0], str):
-            raise ToolError(
-                f"{model.name}: its code fixes the batch at {candidate.inputs[0].shape[0]} when traced; "
-                "look for a Python number taken from x.shape[0]"
-            )
+        _require_dynamic(model, candidate)
         verified = require_verified(verify(model, candidate, limits))
     made = open_onnx(output)
     report = ExportReport(
@@ -108,12 +105,26 @@ def export(
     return Result(made, report)
 
 
-def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
+def _require_dynamic(model: TorchModel, candidate: OnnxModel) -> None:
+    """Raise `ToolError` where tracing has fixed the batch, or another axis that is to be dynamic."""
+    for spec, found in zip(model.inputs, candidate.inputs, strict=True):
+        for axis, (wanted, size) in enumerate(zip(("batch", *spec.axes), found.shape, strict=True)):
+            if isinstance(wanted, str) and not isinstance(size, str):
+                raise ToolError(
+                    f"{model.name}: its code fixes the {wanted} at {size} when traced; look for a Python number taken "
+                    f"from x.shape[{axis}]"
+                )
+
+
+def _traced(model: TorchModel, opset: int, outputs: list[str]) -> onnx.ModelProto:
     inputs = example_inputs(model, 2)
     # Copied to default strides: a channels-last weight would be exported with its transpose.
     module = copy.deepcopy(model.module).to(memory_format=torch.contiguous_format)
     names = [spec.name for spec in model.inputs]
-    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    dynamic = tuple(
+        {axis: name for axis, name in enumerate(("batch", *spec.axes)) if isinstance(name, str)}
+        for spec in model.inputs
+    )
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -122,7 +133,7 @@ def _traced(model: TorchModel, opset: int) -> onnx.ModelProto:
                 dynamo=True,
                 opset_version=opset,
                 input_names=names,
-                output_names=["logits"],
+                output_names=outputs,
                 dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,
