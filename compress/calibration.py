@@ -28,6 +28,7 @@ LEVELS = 256
 CANDIDATES = 128  # thresholds that entropy and mse choose among
 KEPT = 0.9999  # of the values lie inside what percentile keeps
 CHUNK = 2**23  # values counted at once: torch counts in float32
+MASKING = 1e30  # beyond any value that is meant as one: it stands for minus infinity, in the mask of an attention
 
 
 @dataclass(slots=True)
@@ -45,6 +46,11 @@ class Seen:
     high: float = -np.inf
     reach: float = 0.0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def masks(self) -> bool:
+        """Whether there are values among it that stand for minus infinity, which no level of int8 can tell."""
+        return max(-self.low, self.high) > MASKING
 
     def extend(self, low: float, high: float) -> None:
         """Note extremes."""
@@ -112,7 +118,14 @@ def ranges_of(seen: Mapping[str, Seen], method: Method) -> Ranges:
             least information (Migacz 2017, 8-bit inference with TensorRT) and ``mse`` what makes the least squared
             error in 256 levels.
     """
-    return {name: _with_zero(RANGE_OF[method](one)) for name, one in seen.items() if one.low <= one.high}
+    told = {name: one for name, one in seen.items() if one.low <= one.high and not one.masks}
+    return {name: _with_zero(RANGE_OF[method](one)) for name, one in told.items()}
+
+
+def masking_nodes(graph: onnx.GraphProto, seen: Mapping[str, Seen]) -> list[str]:
+    """Return the names of the nodes that read or make values that stand for minus infinity: they must stay in float."""
+    masks = {name for name, one in seen.items() if one.masks}
+    return [node.name for node in graph.node if masks & {*node.input, *node.output}]
 
 
 def minmax(seen: Seen) -> tuple[float, float]:
@@ -197,7 +210,7 @@ def _note(name: str, seen: Seen, values: NDArray[np.float32], *, whole: bool) ->
     if not np.isfinite([low, high]).all():
         raise ToolError(f"the tensor {name!r} is not finite on a calibration sample; look for it with verify")
     seen.extend(low, high)
-    if whole:
+    if whole and not seen.masks:
         seen.count(values)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 
-from compress.calibration import Method, Ranges, Seen, observe, ranges_of
+from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.int8_choice import Form
 from compress.int8_file import prepare, write_int8
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
@@ -43,8 +43,10 @@ class Int8Source:
         self._seen: dict[bool, dict[str, Seen]] = {}
 
     def write(self, form: Form, to: Path) -> None:
-        """Write the file in a form."""
-        write_int8(self._prepared, to, self._ranges(form.method), form.layout, (*self._excluded, *form.in_float))
+        """Write the file in a form; what masks by minus infinity stays in float."""
+        ranges = self._ranges(form.method)
+        masking = masking_nodes(onnx.load(self._prepared).graph, self._seen[form.method != "minmax"])
+        write_int8(self._prepared, to, ranges, form.layout, (*self._excluded, *form.in_float, *masking))
 
     def sensitivity(self, form: Form) -> Sequence[LayerDamage]:
         """Return what each layer loses in a form."""
