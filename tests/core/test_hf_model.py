@@ -123,17 +123,17 @@ def test_wrong_arguments_are_named(bert: Path, arguments: str, said: str) -> Non
 
 
 def test_classes_that_the_data_does_not_have_are_refused(bert: Path, texts: Data) -> None:
-    with pytest.raises(ToolError, match="has 3 classes, .* has 2; drop num_classes"):
+    with pytest.raises(ToolError, match=r"has 3 classes, .* has 2; drop num_classes"):
         load_model(f"hf:{bert},num_classes=3", texts)
 
 
 def test_a_shape_is_refused(bert: Path) -> None:
-    with pytest.raises(ToolError, match="drop --input-shape, or give ',max_length=N'"):
+    with pytest.raises(ToolError, match=r"drop --input-shape, or give ',max_length=N'"):
         load_model(f"hf:{bert}", None, (5,))
 
 
 def test_what_is_no_model_is_named(bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="nowhere is not a folder"):
+    with pytest.raises(ToolError, match=r"nowhere is not a folder"):
         load_model(f"hf:{tmp_path / 'nowhere'}")
     with pytest.raises(ToolError, match=r"has no config\.json; it is not a model of transformers"):
         load_model(f"hf:{tmp_path}")
@@ -141,13 +141,13 @@ def test_what_is_no_model_is_named(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(ToolError, match=r"holds no model\.safetensors; add ',pretrained=false'"):
         load_model(f"hf:{bert}")
     (bert / "x").rename(bert / "pytorch_model.bin")
-    with pytest.raises(ToolError, match="holds pickled weights, .*; convert them to safetensors"):
+    with pytest.raises(ToolError, match=r"holds pickled weights, .*; convert them to safetensors"):
         load_model(f"hf:{bert}")
 
 
 def test_damaged_weights_are_one_line(bert: Path) -> None:
     (bert / "model.safetensors").write_bytes((bert / "model.safetensors").read_bytes()[:100])
-    with pytest.raises(ToolError, match="cannot load 'hf:") as caught:
+    with pytest.raises(ToolError, match=r"cannot load 'hf:") as caught:
         load_model(f"hf:{bert}")
     assert "\n" not in str(caught.value)
 
@@ -168,13 +168,13 @@ def test_without_transformers_the_extra_is_named(bert: Path, monkeypatch: pytest
 
 def test_texts_and_images_are_not_confused(bert: Path, texts: Data, untrained, digits: Data, tiny: str) -> None:
     model = load_torch_model(f"hf:{bert}")
-    with pytest.raises(ToolError, match="takes images, .* holds texts"):
+    with pytest.raises(ToolError, match=r"takes images, .* holds texts"):
         check_reads(replace(untrained, labels=()), texts)
-    with pytest.raises(ToolError, match="takes texts, .* holds images"):
+    with pytest.raises(ToolError, match=r"takes texts, .* holds images"):
         check_reads(replace(model, labels=(), inputs=model.inputs[:1]), digits)
-    with pytest.raises(ToolError, match="takes 3 inputs, input_ids, attention_mask, token_type_ids; a sample of"):
+    with pytest.raises(ToolError, match=r"takes 3 inputs, input_ids, attention_mask, token_type_ids; a sample of"):
         check_reads(replace(model, labels=()), digits)
-    with pytest.raises(ToolError, match="takes images, the student .* texts; both must read the same samples"):
+    with pytest.raises(ToolError, match=r"takes images, the student .* texts; both must read the same samples"):
         check_same_task(model, untrained)
-    with pytest.raises(ToolError, match="brings no tokenizer, and .* holds texts; take an hf: model"):
+    with pytest.raises(ToolError, match=r"brings no tokenizer, and .* holds texts; take an hf: model"):
         load_model(f"{tiny}:cnn", texts)

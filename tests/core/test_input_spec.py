@@ -25,7 +25,7 @@ def test_a_shape_is_parsed(text: str, expected: InputSpec) -> None:
     "text", ["", "3,x", "0,8", "int32:4", "int64:", "int64:4,below=0", "int64:4,below=x", "4,below=3"]
 )
 def test_what_is_no_shape_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=r"."):
         parse_input_spec(text)
 
 

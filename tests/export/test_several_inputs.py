@@ -85,12 +85,12 @@ def test_every_output_is_compared(pair: TorchModel, pair_file: OnnxModel, tmp_pa
 
 
 def test_a_wrong_number_of_shapes_names_the_inputs(tiny: str) -> None:
-    with pytest.raises(ToolError, match="takes words, picture, and 3 shapes are given; give --input-shape once for"):
+    with pytest.raises(ToolError, match=r"takes words, picture, and 3 shapes are given; give --input-shape once for"):
         load_torch_model(f"{tiny}:pair", input_shape=(*GIVEN, GIVEN[0]))
 
 
 def test_one_shape_for_two_inputs_is_explained(tiny: str) -> None:
-    with pytest.raises(ToolError, match="cannot run on an input of shape .*--input-shape"):
+    with pytest.raises(ToolError, match=r"cannot run on an input of shape .*--input-shape"):
         load_torch_model(f"{tiny}:pair", input_shape=(5,))
 
 
@@ -127,7 +127,7 @@ def test_a_mask_that_was_traced_away_is_a_miss(bert: TorchModel, bert_file: Onnx
     for node in proto.graph.node[1:]:
         node.input[:] = ["seen" if name == "attention_mask" else name for name in node.input]
     onnx.save(proto, tmp_path / "blind.onnx")
-    with pytest.raises(GateMissedError, match="beyond atol"):
+    with pytest.raises(GateMissedError, match=r"beyond atol"):
         require_verified(verify(bert, open_onnx(tmp_path / "blind.onnx"), VerifyConfig()))
 
 
@@ -136,7 +136,7 @@ def test_the_length_of_made_up_texts_can_be_chosen(bert: TorchModel, bert_file: 
     shorter = with_sequence_length(bert_file, 8)
     assert isinstance(shorter, OnnxModel)
     assert [one.shape for one in made_up_inputs(shorter, 2)] == [(2, 8)] * 3
-    with pytest.raises(ToolError, match="the sequence length is 33; .* takes 1 to 32 tokens"):
+    with pytest.raises(ToolError, match=r"the sequence length is 33; .* takes 1 to 32 tokens"):
         with_sequence_length(bert_file, 33)
 
 
@@ -148,5 +148,5 @@ def test_a_length_that_the_code_fixes_is_named(tiny: str, tmp_path: Path) -> Non
         def forward(self, words: torch.Tensor, picture: torch.Tensor) -> torch.Tensor:
             return words.float() @ torch.ones(6, 3) + picture.sum()
 
-    with pytest.raises(ToolError, match="its code fixes the sequence at 6|cannot trace"):
+    with pytest.raises(ToolError, match=r"its code fixes the sequence at 6|cannot trace"):
         export(replace(model, module=Fixed(), inputs=(words, model.inputs[1])), tmp_path / "x.onnx", ExportConfig())
