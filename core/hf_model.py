@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from core.data import Data
@@ -234,11 +235,14 @@ def _asked(call: Callable[[], Any], text: str) -> Any:
     try:
         with _quiet():
             return call()
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+    except (*_EXPECTED, SafetensorError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         code = "trust_remote_code" in str(error)
         reason = "it runs code of its own, which is not done; wrap it in a FILE.py:FACTORY" if code else first
         raise ToolError(f"cannot load {text!r}: {reason}") from error
+
+
+_EXPECTED = (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, AttributeError)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ GOOD, BAD, OTHER = ("good", "fine", "great"), ("bad", "poor", "dull"), ("a", "th
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER, "##s", ",", "!")
 
 
-def write_bert(folder: Path, seed: int = 0, num_labels: int = 2, **changes: int) -> Path:
+def write_bert(folder: Path, seed: int = 0, num_labels: int = 2, **changes: float) -> Path:
     """Write a folder as transformers does: config, weights of a classifier, and a tokenizer made of a vocabulary."""
     transformers = pytest.importorskip("transformers", reason=WITHOUT_TRANSFORMERS)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

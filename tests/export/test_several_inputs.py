@@ -39,7 +39,7 @@ def pair_file(pair: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> Onn
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> TorchModel:
-    return load_torch_model(f"hf:{write_bert(tmp_path_factory.mktemp('bert'))}")
+    return load_torch_model(f"hf:{write_bert(tmp_path_factory.mktemp('bert'), initializer_range=0.5)}")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_text_model_keeps_batch_and_length_dynamic(bert: TorchModel, bert_file
         inputs = example_inputs(with_sequence_length(bert, length), batch)
         feed = {spec.name: one.numpy() for spec, one in zip(bert.inputs, inputs, strict=True)}
         expected = bert.module(*inputs).logits.detach().numpy()
-        np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, atol=1e-5)
+        np.testing.assert_allclose(session.run(["logits"], feed)[0], expected, atol=1e-4)
 
 
 def test_a_text_model_is_verified_at_another_length_too(bert: TorchModel, bert_file: OnnxModel) -> None:
