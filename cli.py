@@ -67,8 +67,8 @@ class Cli(click.Group):
 def main() -> None:
     """From a trained model to a smaller, faster ONNX file, with proof measured on ONNX Runtime.
 
-    MODEL is timm:NAME, torchvision:NAME, FILE.py:FACTORY, a checkpoint folder or an .onnx file; arguments follow
-    commas: timm:resnet18,num_classes=10,weights=FILE.safetensors.
+    MODEL is timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, FILE.py:FACTORY, a checkpoint folder or an .onnx file;
+    arguments follow commas: timm:resnet18,num_classes=10,weights=FILE.safetensors.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 ran and missed a limit.
     """
@@ -231,7 +231,7 @@ def distill(
 def prune(
     model: str,
     data: str | None,
-    input_shape: tuple[int, ...] | None,
+    input_shape: tuple[Any, ...] | None,
     baseline: str | None,
     sensitivity: bool,
     output: Path,
@@ -285,7 +285,7 @@ def prune(
 @output_options
 @common_options
 def export(
-    model: str, data: str | None, input_shape: tuple[int, ...] | None, output: Path, force: bool, **given: Any
+    model: str, data: str | None, input_shape: tuple[Any, ...] | None, output: Path, force: bool, **given: Any
 ) -> None:
     """Write MODEL as an .onnx file, verified against it at batch 1, 2 and 7.
 
@@ -521,7 +521,7 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
 @optional_data
 @shape_option
 @common_options
-def inspect(model: str, data: str | None, input_shape: tuple[int, ...] | None, **given: Any) -> None:
+def inspect(model: str, data: str | None, input_shape: tuple[Any, ...] | None, **given: Any) -> None:
     """Say what MODEL is: inputs, operators, parameters, MACs, size, history.
 
     \b

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from core.input_spec import parse_input_spec
+
 Function = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 RATIO = click.FloatRange(0, 1)
@@ -54,7 +56,10 @@ output_options = _together(
     click.option("-o", "--output", type=PATH, required=True, help="What to make."),
     click.option("--force", is_flag=True, help="Replace what stands there."),
 )
-DATA_HELP = "digits, a folder, FILE.npz, wds:SHARDS.tar, torchvision:NAME or FILE.py:FACTORY."
+DATA_HELP = (
+    "digits, a folder, FILE.npz, FILE.tsv (or .csv, .jsonl) of texts, wds:SHARDS.tar, torchvision:NAME or "
+    "FILE.py:FACTORY."
+)
 data_option = click.option("--data", required=True, help=DATA_HELP)
 optional_data = click.option("--data", help=DATA_HELP)
 init_option = click.option(
@@ -268,13 +273,16 @@ quantize_options = _together(
 )
 
 
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    try:
-        return tuple(int(size) for size in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is not C,H,W, like 3,224,224") from None
+def _shapes(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[Any, ...] | None:
+    found = []
+    for value in values:
+        try:
+            found.append(parse_input_spec(value))
+        except ValueError:
+            raise click.BadParameter(
+                f"{value!r} is neither C,H,W, like 3,224,224, nor int64:SIZES, like int64:128,below=30522"
+            ) from None
+    return tuple(found) or None
 
 
 def _returns(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -327,6 +335,11 @@ sweep_options = _together(
         help="Samples a run; several: 1,8,32.",
     ),
     click.option(
+        "--sequence-length",
+        type=click.IntRange(1),
+        help="Tokens of the made-up texts that latency is measured on. Default: the most that the model reads.",
+    ),
+    click.option(
         "--threads",
         default="0",
         show_default=True,
@@ -335,5 +348,11 @@ sweep_options = _together(
     ),
 )
 shape_option = click.option(
-    "--input-shape", callback=_shape, metavar="C,H,W", help="Shape of one input, where neither model nor data tells."
+    "--input-shape",
+    callback=_shapes,
+    multiple=True,
+    metavar="SHAPE",
+    help="Shape of an input without its batch axis, where neither model nor data tells: C,H,W of floats, or "
+    "int64:SIZES[,below=N] of whole numbers from 0 to N - 1 (0 and 1 by default), as in int64:128,below=30522. "
+    "Repeat it for several inputs, in the order of forward.",
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from core.checkpoint import checkpoint_files
 from core.data import Data
 from core.external_data import data_file
 from core.history import digest_of
@@ -97,7 +98,7 @@ class RunFolder:
     def files_digest(self, stage: Stage) -> str:
         """Digest of the files that the stage left."""
         path = self.path(stage)
-        model = [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
+        model = checkpoint_files(path) if path.is_dir() else [path]
         files = [*model, *(one for one in [data_file(path)] if one.exists()), self.folder(stage) / "report.json"]
         return digest_of([file_sha256(file) if file.is_file() else None for file in files])
 

@@ -23,6 +23,7 @@ from core.onnx_model import OnnxModel
 from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report
+from core.sequence_length import sequence_length, with_sequence_length
 from core.sessions import made_up_inputs, provider_name
 from core.torch_model import TorchModel
 
@@ -37,6 +38,8 @@ class BenchConfig(TimingConfig):
         provider: Where the models run.
         threads: Threads of a session; 0 takes the cores this process may use.
         batch_size: Samples a run, for latency.
+        sequence_length: Tokens of the made-up texts that latency is measured on; None takes the most that the model
+            reads, which is what its ``max_length`` says.
         split: Split that accuracy is measured on.
         torch_modes: How torch modules run: ``eager``, ``compiled``; a row for each.
     """
@@ -44,12 +47,17 @@ class BenchConfig(TimingConfig):
     provider: str = "cpu"
     threads: int = 0
     batch_size: int = 1
+    sequence_length: int | None = None
     split: str = "test"
     torch_modes: tuple[TorchMode, ...] = ("eager",)
 
     def __post_init__(self) -> None:
         TimingConfig.__post_init__(self)
         require(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
+        require(
+            self.sequence_length is None or self.sequence_length >= 1,
+            f"sequence_length is {self.sequence_length}; it must be at least 1",
+        )
         require(self.threads >= 0, f"threads is {self.threads}; it must not be negative")
         require(
             self.split in ("train", "validation", "test"), f"split is {self.split!r}; it is train, validation or test"
@@ -100,10 +108,14 @@ class BenchRow(BaseModel, frozen=True):
 
 
 class BenchReport(Report, frozen=True):
-    """All rows, setting by setting, each setting's first row its baseline; and what they were measured with."""
+    """All rows, setting by setting, each setting's first row its baseline; and what they were measured with.
+
+    `sequence_length` is that of the texts that latency was measured on, None where the models take none.
+    """
 
     data: str | None
     split: str | None
+    sequence_length: int | None = None
     machine: Machine
     versions: dict[str, str]
     noise: Noise
@@ -147,8 +159,11 @@ def bench(
         progress: Told of every round of the timing.
 
     Raises:
-        ToolError: A model cannot run in a setting, or cannot read the data.
+        ToolError: A model cannot run in a setting, or cannot read the data; or a sequence length is asked for that it
+            cannot have.
     """
+    length = settings[0].sequence_length
+    models = [with_sequence_length(model, length) for model in models] if length is not None else models
     entries = _entries(models, settings[0].torch_modes)
     timings = []
     with others_watched() as others:
@@ -168,6 +183,7 @@ def bench(
         stage="bench",
         data=data.reference if data else None,
         split=settings[0].split if data else None,
+        sequence_length=max((one for one in map(sequence_length, models) if one is not None), default=None),
         machine=this_machine(),
         versions=package_versions(),
         noise=noise(max(round_spread(one.rounds_ms[0]) for one in timings), others[0]),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as image_functional
 
 from core.data import Samples
-from core.preprocessing import Preprocessing
+from core.preprocessing import Preprocessing, Tensors
 
 Corruption = Literal["noise", "blur", "brightness", "jpeg", "shift"]
 Strengths = tuple[float, float, float, float, float]
@@ -60,10 +60,10 @@ class CorruptedSamples:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensors:
         """Return the images at `indices`, fitted to the model, then corrupted: (N, C, H, W) uint8."""
-        images = self.samples.fetch(indices, preprocessing)
-        return corrupt(images, self.corruption, self.severity, indices, self.seed)
+        (images,) = self.samples.fetch(indices, preprocessing)
+        return (corrupt(images, self.corruption, self.severity, indices, self.seed),)
 
 
 def corrupt(images: Tensor, corruption: Corruption, severity: int, indices: Sequence[int], seed: int = 0) -> Tensor:

@@ -104,5 +104,6 @@ def _service(
         slo_ms=config.slo_ms,
         seconds=config.service_seconds,
         batch_size=setting.batch_size,
+        sequence_length=setting.sequence_length,
     )
     return tuple(measure_service(model, service, progress) for model in models if isinstance(model, OnnxModel))

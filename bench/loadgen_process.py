@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from pydantic import BaseModel
 
 from bench.intervals import P99_SAMPLES
 from core.errors import ToolError
-from core.onnx_model import open_onnx
-from core.sessions import InputArray, made_up_inputs, open_session, run_session
+from core.input_spec import at_length
+from core.onnx_model import OnnxModel, open_onnx
+from core.sessions import Array, made_up_inputs, open_session, run_session
 
 SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
 WARMUP = 10  # untimed runs before each run of LoadGen
@@ -37,6 +39,7 @@ class Request(BaseModel, frozen=True):
         seconds: Its least duration.
         seed: Of its random numbers.
         batch_size: Samples the session takes at once.
+        sequence_length: Tokens of a text; None takes the most that the model reads.
         rate: Samples a second: the server's load; for the others, how many LoadGen prepares.
         slo_ns: The server's SLO in nanoseconds.
     """
@@ -45,6 +48,7 @@ class Request(BaseModel, frozen=True):
     seconds: float
     seed: int
     batch_size: int
+    sequence_length: int | None = None
     rate: float = 1.0
     slo_ns: int = 0
 
@@ -130,13 +134,24 @@ def main(path: str, provider: str, threads: str, folder: str) -> None:
         session = open_session(model.path, provider, int(threads))
         for line in sys.stdin:
             request = Request.model_validate_json(line)
-            _run_loadgen(session, made_up_inputs(model, request.batch_size), request, folder)
+            _run_loadgen(session, request_inputs(model, request), request, folder)
             reply(None)
     except ToolError as error:
         reply(str(error))
 
 
-def _run_loadgen(session: Any, inputs: tuple[InputArray, ...], request: Request, folder: str) -> None:
+def request_inputs(model: OnnxModel, request: Request) -> tuple[Array, ...]:
+    """Make up what every query of a request asks about.
+
+    Raises:
+        ToolError: The model cannot take such inputs.
+    """
+    length = request.sequence_length
+    asked = model if length is None else replace(model, declared=at_length(model.declared, length, model.name))
+    return made_up_inputs(asked, request.batch_size)
+
+
+def _run_loadgen(session: Any, inputs: tuple[Array, ...], request: Request, folder: str) -> None:
     import mlperf_loadgen as lg
 
     settings = lg.TestSettings()
@@ -172,7 +187,7 @@ def _run_loadgen(session: Any, inputs: tuple[InputArray, ...], request: Request,
 
 def _answer(
     session: Any,
-    inputs: tuple[InputArray, ...],
+    inputs: tuple[Array, ...],
     batch_size: int,
     waiting: "queue.SimpleQueue[list[Any] | None]",
 ) -> None:

@@ -90,10 +90,12 @@ def compare_reports(old: BenchReport, new: FullReport) -> ComparedReport:
         raise ToolError("the reports have no model and setting in common; bench the same files in the same setting")
     same_machine = old.machine.model_dump(exclude={"system"}) == new.machine.model_dump(exclude={"system"})
     missed = [] if same_machine else ["latencies: the reports are of different machines"]
+    if old.sequence_length != new.sequence_length:
+        missed.append(f"latencies: of texts of {old.sequence_length} and of {new.sequence_length} tokens")
     same_data = old.data == new.data and old.split == new.split
     changes: list[Change] = []
     for first, second in pairs:
-        if same_machine:
+        if same_machine and old.sequence_length == new.sequence_length:
             changes.append(_speed(first, second, _baseline(old, first), _baseline(new, second)))
         if first.quality and second.quality and same_data and first.quality.samples == second.quality.samples:
             changes.append(_accuracy(first.quality, second.quality, second))

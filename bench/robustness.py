@@ -20,6 +20,7 @@ from core.data import Data, Split, loader, raised, spread
 from core.errors import ToolError, require
 from core.machine import package_versions
 from core.onnx_model import OnnxModel
+from core.outputs import logits_in
 from core.predict import Logits, accuracy, logits_of, predict, preprocessing_of
 from core.preprocessing import Preprocessing, model_input, normalise
 from core.progress import Progress, no_progress
@@ -235,7 +236,7 @@ def measure_fgsm(
     logits: list[list[Tensor]] = [[] for _ in measured]
     for adversarial in _crafted(source, chosen, _common_batch(measured, batch_size), epsilon, progress):
         for model, run, found in zip(measured, runs, logits, strict=True):
-            found.append(run(model_input(adversarial, preprocessing_of(model, data))))
+            found.append(run(model_input((adversarial,), preprocessing_of(model, data))))
     attacked = [accuracy(torch.cat(found).numpy(), chosen.labels().numpy()) for found in logits]
     rows = [_attack_row(model, source, *both) for model, *both in zip(measured, clean, attacked, strict=True)]
     return AttackReport(
@@ -269,7 +270,7 @@ def fgsm(module: nn.Module, images: Tensor, targets: Tensor, preprocessing: Prep
     """
     pixels = images.to(torch.float32, copy=True).requires_grad_()
     with torch.enable_grad():
-        logits = module(normalise(pixels, preprocessing))
+        logits = logits_in(module(*normalise((pixels,), preprocessing)))
         loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, pixels)
     return (pixels.detach() + 255 * epsilon * gradient.sign()).clamp(0, 255)
@@ -290,14 +291,14 @@ def _crafted(source: TorchModel, split: Split, batch_size: int, epsilon: float, 
     for batch in raised(loader(split, source.preprocessing, batch_size), split):
         progress("fgsm", done, len(split), "images")
         try:
-            adversarial = fgsm(module, batch.samples, batch.targets, source.preprocessing, epsilon)
+            adversarial = fgsm(module, batch.samples[0], batch.targets, source.preprocessing, epsilon)
         except RuntimeError as error:
             raise ToolError(
                 f"{source.name} gives no gradient by its input, which the attack follows: {error}; "
                 "craft the images on another torch model"
             ) from error
         yield adversarial
-        done += len(batch.samples)
+        done += len(batch.targets)
     progress("fgsm", done, len(split), "images")
 
 
@@ -306,7 +307,7 @@ def _check(models: Sequence[Model], data: Data, split: str, limit: int | None, b
     require(limit is None or limit >= 1, f"limit is {limit}; it must be at least 1")
     require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1")
     require(split in ("train", "validation", "test"), f"split is {split!r}; it is train, validation or test")
-    if not data.is_image:
+    if data.kind != "image":
         raise ToolError(f"{data.reference} holds samples that are not images; robustness is measured on images only")
 
 
@@ -341,7 +342,11 @@ def _common_batch(models: Sequence[Model], batch_size: int) -> int:
 
 
 def _chunked(run: Logits, chunk: int | None) -> Logits:
-    return run if chunk is None else lambda inputs: torch.cat([run(part) for part in torch.split(inputs, chunk)])
+    if chunk is None:
+        return run
+    return lambda inputs: torch.cat(
+        [run(part) for part in zip(*(torch.split(one, chunk) for one in inputs), strict=True)]
+    )
 
 
 def _corruption_row(

@@ -10,7 +10,7 @@ import torch
 from core.errors import ToolError
 from core.machine import available_cores
 from core.onnx_model import OnnxModel
-from core.sessions import PROVIDERS, FloatArray, made_up_inputs, open_session, provider_name, run_session
+from core.sessions import PROVIDERS, Array, made_up_inputs, open_session, provider_name, run_session
 from core.torch_model import TorchModel, example_inputs
 
 Run = Callable[[], object]
@@ -78,7 +78,7 @@ def torch_device(provider: str) -> str:
     return devices[name]
 
 
-def _bound(session: onnxruntime.InferenceSession, feed: dict[str, FloatArray]) -> Run:
+def _bound(session: onnxruntime.InferenceSession, feed: dict[str, Array]) -> Run:
     """Bind inputs and outputs to the GPU's memory, so that no copy is timed."""
     binding = session.io_binding()
     for name, array in feed.items():

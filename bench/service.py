@@ -11,13 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from bench.loadgen_process import SCENARIOS, Request, Run, loadgen
+from bench.loadgen_process import SCENARIOS, Request, Run, loadgen, request_inputs
 from core.errors import ToolError, did_you_mean, require
 from core.machine import Machine, package_versions, this_machine
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.result import Report
-from core.sessions import made_up_inputs
 
 TOLERANCE = 0.025  # how far the server's rate may lie below the least rate that misses, as a fraction
 LOWEST_FRACTION = 1 / 16  # of the rate that single-stream suggests; below it an SLO counts as out of reach
@@ -36,6 +35,7 @@ class ServiceConfig:
         slo_ms: Milliseconds that the server's p99 latency, queueing included, must not exceed; only server takes it.
         seconds: Least duration of a run of LoadGen; more where the p99 or the SLO needs it.
         batch_size: Samples a run in offline; the others answer samples one by one.
+        sequence_length: Tokens of the made-up texts; None takes the most that the model reads.
         seed: Of LoadGen's random numbers: the server's arrival times.
     """
 
@@ -45,6 +45,7 @@ class ServiceConfig:
     slo_ms: float | None = None
     seconds: float = 10.0
     batch_size: int = 1
+    sequence_length: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -155,12 +156,13 @@ def measure_service(model: OnnxModel, config: ServiceConfig, progress: Progress 
             seconds=config.seconds,
             seed=config.seed,
             batch_size=config.batch_size if name == "offline" else 1,
+            sequence_length=config.sequence_length,
         )
         for name in SCENARIOS
         if name in wanted
     }
     for request in requests.values():
-        made_up_inputs(model, request.batch_size)  # refuses before anything runs
+        request_inputs(model, request)  # refuses before anything runs
     figures = {}
     server = None
     with loadgen(model.path, config.provider, config.threads) as run:

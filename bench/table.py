@@ -70,7 +70,7 @@ def setting_words(provider: str, threads: int, batch_size: int) -> str:
 
 def bench_remarks(report: BenchReport) -> list[str]:
     """Say what the reader of the figures should know of how they were measured."""
-    remarks = []
+    remarks = [f"latency of texts of {report.sequence_length} tokens"] if report.sequence_length else []
     if report.noise.noisy:
         remarks.append(f"noisy machine: {report.noise}")
     if not report.sharp and len({row.name for row in report.rows}) > 1:

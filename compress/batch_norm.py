@@ -50,4 +50,4 @@ def re_estimate_batch_norm(module: nn.Module, split: Split, preprocessing: Prepr
         for norm in norms:
             norm.reset_running_stats()
         for inputs, _ in batches(split, preprocessing, 64, limit=num_samples):
-            module(inputs)
+            module(*inputs)

@@ -15,23 +15,23 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.int8_layouts import Layout
 from compress.int8_rounding import input_axis, rounded_weight
-from core.sessions import FloatArray, open_session
+from core.sessions import Array, FloatArray, open_session
 
 Means = Mapping[str, NDArray[np.float32]]
 """Tensor -> the mean of each of its channels, (C,)."""
 
 
-def channel_means(proto: onnx.ModelProto, batches: Iterable[FloatArray]) -> Means:
+def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) -> Means:
     """Return the mean of every channel that a layer reads, over samples and positions.
 
     Args:
-        proto: A float32 graph of one input.
-        batches: What it reads, (N, ...) each.
+        proto: A float32 graph.
+        batches: What it reads, an array (N, ...) for each input.
     """
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
     graph = watched.graph
-    given = graph.input[0].name
+    names = [one.name for one in graph.input]
     tensors = sorted({node.input[0] for node in _layers(proto.graph)})
     del graph.output[:]
     for tensor in tensors:
@@ -43,8 +43,8 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[FloatArray]) -> Mean
         onnx.save(watched, Path(scratch) / "watched.onnx")
         session = open_session(Path(scratch) / "watched.onnx")
         for batch in batches:
-            samples += len(batch)
-            for tensor, values in zip(tensors, session.run(None, {given: batch}), strict=True):
+            samples += len(batch[0])
+            for tensor, values in zip(tensors, session.run(None, dict(zip(names, batch, strict=True))), strict=True):
                 positions = tuple(range(2, values.ndim))
                 sums[tensor] = sums[tensor] + values.mean(axis=positions, dtype=np.float64).sum(axis=0)
     return {tensor: (total / max(samples, 1)).astype(np.float32) for tensor, total in sums.items()}

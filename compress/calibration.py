@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -28,6 +28,7 @@ LEVELS = 256
 CANDIDATES = 128  # thresholds that entropy and mse choose among
 KEPT = 0.9999  # of the values lie inside what percentile keeps
 CHUNK = 2**23  # values counted at once: torch counts in float32
+MASKING = 1e30  # beyond any value that is meant as one: it stands for minus infinity, in the mask of an attention
 
 
 @dataclass(slots=True)
@@ -45,6 +46,11 @@ class Seen:
     high: float = -np.inf
     reach: float = 0.0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def masks(self) -> bool:
+        """Whether there are values among it that stand for minus infinity, which no level of int8 can tell."""
+        return max(-self.low, self.high) > MASKING
 
     def extend(self, low: float, high: float) -> None:
         """Note extremes."""
@@ -72,7 +78,7 @@ class Seen:
 
 def observe(
     proto: onnx.ModelProto,
-    batches: Iterable[NDArray[np.float32]],
+    batches: Iterable[tuple[NDArray[Any], ...]],
     progress: Callable[[int], None],
     *,
     histograms: bool = True,
@@ -80,8 +86,8 @@ def observe(
     """Run a graph over samples and return what each float tensor in it was.
 
     Args:
-        proto: With the types of its tensors inferred; one input.
-        batches: What it reads, (N, ...) each.
+        proto: With the types of its tensors inferred.
+        batches: What it reads, an array (N, ...) for each input.
         progress: Told of the number of batches done.
         histograms: Count values, which every method but minmax asks for; extremes alone are found several times faster.
 
@@ -93,8 +99,9 @@ def observe(
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(watched, Path(scratch) / "watched.onnx")
         session = open_session(Path(scratch) / "watched.onnx")
+        names = [value.name for value in session.get_inputs()]
         for done, batch in enumerate(batches, start=1):
-            found = session.run(answers, {session.get_inputs()[0].name: batch})
+            found = session.run(answers, dict(zip(names, batch, strict=True)))
             for answer, values in zip(answers, found, strict=True):
                 name = answer.removesuffix(LOW).removesuffix(HIGH)
                 _note(name, seen[name], values, whole=histograms)
@@ -111,7 +118,14 @@ def ranges_of(seen: Mapping[str, Seen], method: Method) -> Ranges:
             least information (Migacz 2017, 8-bit inference with TensorRT) and ``mse`` what makes the least squared
             error in 256 levels.
     """
-    return {name: _with_zero(RANGE_OF[method](one)) for name, one in seen.items() if one.low <= one.high}
+    told = {name: one for name, one in seen.items() if one.low <= one.high and not one.masks}
+    return {name: _with_zero(RANGE_OF[method](one)) for name, one in told.items()}
+
+
+def masking_nodes(graph: onnx.GraphProto, seen: Mapping[str, Seen]) -> list[str]:
+    """Return the names of the nodes that read or make values that stand for minus infinity: they must stay in float."""
+    masks = {name for name, one in seen.items() if one.masks}
+    return [node.name for node in graph.node if masks & {*node.input, *node.output}]
 
 
 def minmax(seen: Seen) -> tuple[float, float]:
@@ -196,7 +210,7 @@ def _note(name: str, seen: Seen, values: NDArray[np.float32], *, whole: bool) ->
     if not np.isfinite([low, high]).all():
         raise ToolError(f"the tensor {name!r} is not finite on a calibration sample; look for it with verify")
     seen.extend(low, high)
-    if whole:
+    if whole and not seen.masks:
         seen.count(values)
 
 

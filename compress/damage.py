@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from compress.batch_norm import statistics_of_batches
 from core.data import Split, batches
-from core.preprocessing import Preprocessing
+from core.outputs import logits_in
+from core.preprocessing import Preprocessing, Tensors
 from core.progress import Progress
 
 BATCH_SIZE = 64
@@ -48,8 +49,8 @@ def damage_of(
     return found
 
 
-def _log_probabilities(module: nn.Module, samples: Sequence[Tensor]) -> Tensor:
-    return torch.cat([functional.log_softmax(module(one), dim=1) for one in samples])
+def _log_probabilities(module: nn.Module, samples: Sequence[Tensors]) -> Tensor:
+    return torch.cat([functional.log_softmax(logits_in(module(*one)), dim=1) for one in samples])
 
 
 def divergence(before: Tensor, now: Tensor) -> float:

@@ -21,6 +21,7 @@ from core.data import Data
 from core.errors import ToolError, require
 from core.history import digest_of, step
 from core.onnx_model import OnnxModel
+from core.outputs import logits_in
 from core.predict import accuracy, check_reads, check_same_task, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
@@ -115,7 +116,8 @@ def distill(
 ) -> Result[TorchModel, TrainReport]:
     """Train a student on its teachers' logits and the labels; keep its best epoch by validation accuracy.
 
-    Teachers see the same augmented samples as the student, each normalised as that model wants it. Where the data has
+    Teachers see the same augmented samples as the student, each normalised as that model wants it; the same texts, each
+    in the tokens of its own tokenizer, unless features are compared place by place. Where the data has
     no labels, the best epoch is the one whose student agrees most with the first teacher.
 
     Args:
@@ -143,6 +145,7 @@ def distill(
     ask = asking(
         teachers,
         data,
+        student.preprocessing,
         provider=config.provider,
         threads=config.threads,
         feature_paths=[hint.teacher_path for hint in hints],
@@ -184,8 +187,8 @@ class _HintedStudent(nn.Module):
         self.student = student
         self.adapters = adapters
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Features]:
-        logits, features = self.student(inputs)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Features]:
+        logits, features = self.student(*inputs)
         return logits, tuple(adapt(one) for adapt, one in zip(self.adapters, features, strict=True))
 
 
@@ -207,9 +210,9 @@ def _hinted(student: TorchModel, teacher: Teacher, hints: Sequence[Hint]) -> Wra
 
 
 def _loss(ask: Ask, hints: Sequence[Hint], config: DistillConfig) -> BatchLoss:
-    def of_logits(logits: Tensor, batch: TrainBatch) -> Tensor:
+    def of_logits(outputs: object, batch: TrainBatch) -> Tensor:
         answer = ask(batch)
-        return distillation_loss(logits, answer.logits, batch.targets, config)
+        return distillation_loss(logits_in(outputs), answer.logits, batch.targets, config)
 
     def of_features(outputs: tuple[Tensor, Features], batch: TrainBatch) -> Tensor:
         answer = ask(batch)
@@ -264,15 +267,17 @@ def _open_cache(
             "a teacher cache holds what a teacher says of single samples, mixup and cutmix make new ones at every "
             "step; drop them or the cache"
         )
-    split = data.split("train")
+    split, text = data.split("train"), student.preprocessing.text
     description = {
         "data": data.fingerprint,
         "teacher": list(taught_by),
         "provider": config.provider,
-        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input"}),
+        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input", "text"}),
         "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
         "seed": config.seed,
     }
+    if text is not None:
+        description["tokenizer"] = [text.tokenizer_sha256, text.max_length]
     return TeacherCache(
         folder,
         description,

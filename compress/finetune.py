@@ -12,6 +12,7 @@ from compress.training_step import TrainBatch
 from core.data import Data
 from core.errors import ToolError
 from core.history import digest_of, step
+from core.outputs import logits_in
 from core.progress import Progress, no_progress
 from core.result import Result
 from core.torch_model import TorchModel, torch_digest, with_activation
@@ -50,8 +51,8 @@ def finetune(
     if config.activation is not None:
         model = with_activation(model, config.activation)
 
-    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        return task_loss(logits, batch.targets, config.loss, config.label_smoothing)
+    def loss(outputs: object, batch: TrainBatch) -> Tensor:
+        return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
 
     key = digest_of(["finetune", asdict(config), parent, data.fingerprint])
     module, report = train(

@@ -66,7 +66,7 @@ def _whole_loss(loop: Loop) -> float:
     loop.trainee.eval()
     total = 0.0
     for batch in epoch_batches(loop, 0):
-        loss = loss_of(loop, batch) * (len(batch.samples) / len(loop.split))
+        loss = loss_of(loop, batch) * (len(batch.targets) / len(loop.split))
         torch.autograd.backward(loss)
         total += float(loss.detach())
     weights = weights_of(loop.module)

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from core.errors import ToolError, did_you_mean
 from core.module_paths import module_at
+from core.outputs import logits_in
 
 RKD_DISTANCE_WEIGHT, RKD_ANGLE_WEIGHT = 25.0, 50.0  # lambda_D and lambda_A of Park et al.
 DEFAULT_WEIGHTS = {"fitnet": 100.0, "at": 1000.0, "rkd": 1.0}  # of Tian et al. 2020 (arXiv 1910.10699), on CIFAR-100
@@ -83,10 +84,10 @@ class Tapped(nn.Module):
         for path in set(paths):
             module_at(module, path, f"take a hint from in the {whose}").register_forward_hook(self._keep(path))
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Features]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Features]:
         """Return logits (N, K) and the outputs of the modules, in the order of their paths."""
         self._seen.clear()
-        logits = self.module(inputs)
+        logits = logits_in(self.module(*inputs))
         missing = [path for path in self._paths if path not in self._seen]
         if missing:
             raise ToolError(f"hint: the module {missing[0]!r} did not run, so it has no output to compare")

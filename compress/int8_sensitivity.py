@@ -23,7 +23,7 @@ from compress.damage import divergence
 from compress.int8_layouts import PRODUCTS, Layout
 from compress.int8_rounding import rounded_weight
 from core.onnx_model import BAKED
-from core.sessions import FloatArray, open_session
+from core.sessions import Array, FloatArray, open_session
 
 WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
 
@@ -53,16 +53,16 @@ def int8_sensitivity(
     proto: onnx.ModelProto,
     ranges: Ranges,
     layout: Layout,
-    batches: Sequence[FloatArray],
+    batches: Sequence[tuple[Array, ...]],
     progress: Callable[[int, int], None],
 ) -> tuple[LayerDamage, ...]:
     """Quantize each layer alone, weights and activations apart, and measure how far the answers move.
 
     Args:
-        proto: A float32 graph of one input, whose first output is logits (N, num_classes) or made of them by `export`.
+        proto: A float32 graph whose first output is logits (N, num_classes) or made of them by `export`.
         ranges: Of its tensors.
         layout: How weights are rounded.
-        batches: What it is asked, (N, ...) each.
+        batches: What it is asked, an array (N, ...) for each input.
         progress: Told of looks done and looks in all.
 
     Returns:
@@ -75,11 +75,12 @@ def int8_sensitivity(
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(switched, Path(scratch) / "switched.onnx")
         session = open_session(Path(scratch) / "switched.onnx")
-    given = proto.graph.input[0].name
+    names = [one.name for one in proto.graph.input]
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}
-        logits = [session.run([answer], {given: batch, **switches})[0] for batch in batches]
+        feeds = (dict(zip(names, batch, strict=True)) for batch in batches)
+        logits = [session.run([answer], feed | switches)[0] for feed in feeds]
         return functional.log_softmax(torch.from_numpy(np.concatenate(logits)).double(), dim=1)
 
     off = np.zeros(len(layers), np.float32)

@@ -14,6 +14,7 @@ from compress.train_config import FULL_BATCH_OPTIMIZERS
 from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
 from core.data import Data
 from core.errors import ToolError
+from core.outputs import logits_in
 from core.predict import check_reads
 from core.processes import num_processes
 from core.progress import Progress, no_progress
@@ -72,8 +73,8 @@ def lr_range_test(
     if config.activation is not None:
         model = with_activation(model, config.activation)
 
-    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        return task_loss(logits, batch.targets, config.loss, config.label_smoothing)
+    def loss(outputs: object, batch: TrainBatch) -> Tensor:
+        return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
 
     speed, _ = choose_speed(model, config, NUM_STEPS)
     loop = prepare_loop(model, data.split("train"), config, speed, loss)

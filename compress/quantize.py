@@ -228,7 +228,7 @@ def _written_otherwise(source: QuantizeSource, part: Path, config: QuantizeConfi
     if config.precision == "bfloat16":
         write_half(source.prepared, part, "bfloat16", excluded)
         return ()
-    found = overflowing(onnx.load(source.prepared), source.ranges("minmax"))
+    found = overflowing(onnx.load(source.prepared), source.extremes())
     write_half(source.prepared, part, "float16", (*excluded, *found))
     return tuple(name for name in found if name not in excluded)
 
@@ -265,7 +265,7 @@ def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeC
     explain(
         proto,
         history=(*parent.history, done),
-        inputs=parent.inputs,
+        inputs=parent.declared,
         preprocessing=parent.preprocessing,
         labels=parent.labels,
         returns=parent.returns,

@@ -11,7 +11,7 @@ import onnx
 import torch
 
 from compress.bias_correction import Means, channel_means, corrected
-from compress.calibration import Method, Ranges, Seen, observe, ranges_of
+from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
 from compress.int8_choice import Form, Treatment
 from compress.int8_file import prepare, write_dynamic, write_static
@@ -22,9 +22,9 @@ from core.errors import ToolError, did_you_mean
 from core.external_data import PROTOBUF_LIMIT_BYTES, fits_one_file
 from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, model_input
+from core.preprocessing import Preprocessing, Tensors, model_input
 from core.progress import Progress
-from core.sessions import FloatArray, open_session, run_session
+from core.sessions import Array, open_session, run_session
 
 CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
@@ -56,13 +56,15 @@ class QuantizeSource:
         return ("equalized", "bias corrected") if self._equalized else ("bias corrected",)
 
     def write(self, form: Form, to: Path) -> None:
-        """Write the file in a form of int8."""
+        """Write the file in a form of int8; what masks by minus infinity stays in float."""
         in_float = (*self._excluded, *form.in_float)
         treated = self._treated(form)
         if form.layout.form == "dynamic":
             write_dynamic(treated, to, form.layout, in_float)
-        else:
-            write_static(treated, to, self._ranges_in(form), form.layout, in_float)
+            return
+        seen = self._observed(form.method, equalized=_is_equalized(form))
+        masking = masking_nodes(onnx.load(treated).graph, seen)
+        write_static(treated, to, ranges_of(seen, form.method), form.layout, (*in_float, *masking))
 
     def saturated(self, form: Form) -> OnnxModel | None:
         """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
@@ -85,8 +87,15 @@ class QuantizeSource:
             lambda done, total: self._progress("sensitivity", done, total, "layers"),
         )
 
-    def ranges(self, method: Method, *, equalized: bool = False) -> Ranges:
-        """Return what each tensor takes over the calibration samples."""
+    def extremes(self) -> Ranges:
+        """Return the least and the greatest value that each tensor takes over the calibration samples."""
+        return {name: (one.low, one.high) for name, one in self._observed("minmax", equalized=False).items()}
+
+    def _ranges_in(self, form: Form) -> Ranges:
+        return ranges_of(self._observed(form.method, equalized=_is_equalized(form)), form.method)
+
+    def _observed(self, method: Method, *, equalized: bool) -> dict[str, Seen]:
+        """Return what each tensor was over the calibration samples, as a method asks for it."""
         histograms = method != "minmax"
         if (histograms, equalized) not in self._seen:
             self._seen[histograms, equalized] = observe(
@@ -95,10 +104,7 @@ class QuantizeSource:
                 lambda done: self._progress("calibrate", done, len(self._calibration), "batches"),
                 histograms=histograms,
             )
-        return ranges_of(self._seen[histograms, equalized], method)
-
-    def _ranges_in(self, form: Form) -> Ranges:
-        return self.ranges(form.method, equalized="equalized" in form.treatments)
+        return self._seen[histograms, equalized]
 
     @cached_property
     def _equalized(self) -> Path | None:
@@ -113,7 +119,7 @@ class QuantizeSource:
 
     def _treated(self, form: Form) -> Path:
         """Return the float32 file that a form is written from."""
-        graph = self._graph(equalized="equalized" in form.treatments)
+        graph = self._graph(equalized=_is_equalized(form))
         if "bias corrected" not in form.treatments:
             return graph
         proto = onnx.load(graph)
@@ -122,6 +128,10 @@ class QuantizeSource:
             self.folder / "float32-corrected.onnx",
         )
         return self.folder / "float32-corrected.onnx"
+
+
+def _is_equalized(form: Form) -> bool:
+    return "equalized" in form.treatments
 
 
 @contextmanager
@@ -170,10 +180,10 @@ class Batches:
     def __len__(self) -> int:
         return -(-len(self._split) // self._batch_size)
 
-    def __iter__(self) -> Iterator[FloatArray]:
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
         for first in range(0, len(self._split), self._batch_size):
             chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
-            yield _fetch(self._split.take(chosen), self._preprocessing).numpy()
+            yield tuple(one.numpy() for one in _fetch(self._split.take(chosen), self._preprocessing))
 
 
 def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -183,8 +193,8 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
             raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
 
 
-def _fetch(split: Split, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return all samples of a small split as inputs (N, ...), in this process."""
+def _fetch(split: Split, preprocessing: Preprocessing) -> Tensors:
+    """Return all samples of a small split as inputs, (N, ...) each, in this process."""
     return model_input(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
 
 
@@ -193,4 +203,4 @@ def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> N
     inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
     batch_size = model.inputs[0].shape[0]
     repeats = batch_size if isinstance(batch_size, int) else 1
-    run_session(open_session(model.path), inputs.repeat(repeats, *[1] * (inputs.ndim - 1)).numpy())
+    run_session(open_session(model.path), *(one.repeat(repeats, *[1] * (one.ndim - 1)).numpy() for one in inputs))

@@ -12,6 +12,7 @@ from torch.nn import functional
 from core.data import Data, batches
 from core.errors import ToolError, require
 from core.module_paths import module_at
+from core.outputs import logits_in
 from core.predict import check_reads
 from core.torch_model import TorchModel, run_once
 
@@ -96,4 +97,4 @@ def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | Non
         raise ToolError(f"{data.reference} has no labels, which the gradients of {importance!r} come from")
     module.zero_grad()
     for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=GRADIENT_SAMPLES):
-        torch.autograd.backward(functional.cross_entropy(module(inputs), targets))
+        torch.autograd.backward(functional.cross_entropy(logits_in(module(*inputs)), targets))

@@ -9,11 +9,12 @@ from typing import Any, Literal
 import torch
 from accelerate.utils import broadcast_object_list
 from pydantic import BaseModel
-from torch import Tensor
 
 from compress.accelerator import start_accelerator
 from compress.train_config import TrainConfig, part_size
 from core.machine import has_bfloat16
+from core.outputs import logits_in
+from core.preprocessing import Tensors
 from core.processes import num_processes
 from core.torch_model import TorchModel, example_inputs
 
@@ -106,7 +107,7 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
 
     Compiled kernels choose their own layout and lose by channels last, so that is not tried with them.
     """
-    is_image = student.preprocessing.image_size is not None
+    is_image = student.preprocessing.kind == "image"
     layouts = {
         False: [config.channels_last] if config.channels_last is not None else [True, False] if is_image else [False],
         True: [bool(config.channels_last)],
@@ -137,13 +138,13 @@ class _Stopwatch:
 
     def __init__(self, student: TorchModel, batch_size: int, device: torch.device) -> None:
         self._student = student
-        self._inputs = example_inputs(student, batch_size)[0].to(device)
+        self._inputs = tuple(one.to(device) for one in example_inputs(student, batch_size))
         self._device = device
 
     def time(self, speed: Speed) -> Tried:
         layout = torch.channels_last if speed.channels_last else torch.contiguous_format
         module = copy.deepcopy(self._student.module).to(self._device).to(memory_format=layout).train()
-        inputs = self._inputs.contiguous(memory_format=layout)
+        inputs = tuple(one.contiguous(memory_format=layout) for one in self._inputs)
         found: dict[str, Any] = asdict(speed)
         random_state = torch.get_rng_state()
         try:
@@ -157,10 +158,10 @@ class _Stopwatch:
         finally:
             torch.set_rng_state(random_state)
 
-    def _step(self, run: Any, inputs: Tensor, speed: Speed) -> float:
+    def _step(self, run: Any, inputs: Tensors, speed: Speed) -> float:
         started = time.perf_counter()
         with torch.autocast(self._device.type, torch.bfloat16, enabled=speed.use_bfloat16):
-            logits = run(inputs)
+            logits = logits_in(run(*inputs))
         torch.autograd.backward(logits.float().square().mean())
         if self._device.type != "cpu":
             torch.accelerator.synchronize(self._device)

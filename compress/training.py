@@ -306,8 +306,8 @@ def _require_finite(losses: Tensor, last_step: int, of_steps: str, batch: TrainB
     step = last_step - len(losses) + index + 1
     seen = ""
     if step == last_step:  # else that batch is gone
-        samples = batch.samples.float()
-        seen = f"; its batch's samples lie in [{float(samples.min()):g}, {float(samples.max()):g}]"
+        least, most = (min(float(one.min()) for one in batch.samples), max(float(one.max()) for one in batch.samples))
+        seen = f"; its batch's samples lie in [{least:g}, {most:g}]"
     advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
     if loop.speed.use_bfloat16:
         advice += ", or try --precision float32"

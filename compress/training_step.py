@@ -1,7 +1,7 @@
 """One optimizer step, and everything it needs: set up once a run, used by training and by the learning-rate test."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,13 @@ from compress.sync_batch_norm import synchronised_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig, changed, part_size
 from core.data import Split, loader, raised
 from core.errors import ToolError
-from core.preprocessing import Preprocessing, normalise
+from core.outputs import logits_in
+from core.preprocessing import Preprocessing, Tensors, normalise
 from core.torch_model import TorchModel
 
 SAMPLE_AUGMENTATIONS = ("resized_crop", "crop_padding", "flip", "shear", "zoom", "rand_augment")
 IMAGE_AUGMENTATIONS = (*SAMPLE_AUGMENTATIONS, "mixup", "cutmix")
+OF_IMAGES = ("augmentations", "channels_last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,15 @@ class TrainBatch:
     """What a loss may look at beside the student's outputs.
 
     Attributes:
-        samples: Augmented, before normalisation: (N, C, H, W) for images.
+        samples: A tensor an input, augmented, before normalisation: (N, C, H, W) for images, int64 (N, length) for
+            texts, padded to the longest of the batch.
         targets: Classes int64 (N,), or their shares float32 (N, K) where samples were mixed.
         positions: Where each sample stands in the training split, int64 (N,).
         variant: Which of its augmentations each sample is seen in.
         use_bfloat16: Whether the student runs under bfloat16 autocast.
     """
 
-    samples: Tensor
+    samples: Tensors
     targets: Tensor
     positions: Tensor
     variant: int
@@ -49,23 +52,25 @@ class TrainBatch:
 
     def split(self, num_parts: int) -> list["TrainBatch"]:
         """Cut the batch into parts of nearly equal size, fewer where a part would hold less than two samples."""
-        num_parts = min(num_parts, max(len(self.samples) // 2, 1))
-        parts = zip(*(one.tensor_split(num_parts) for one in (self.samples, self.targets, self.positions)), strict=True)
+        num_parts = min(num_parts, max(len(self.targets) // 2, 1))
+        parts = zip(
+            *(one.tensor_split(num_parts) for one in (self.targets, self.positions, *self.samples)), strict=True
+        )
         return [
-            TrainBatch(samples, targets, positions, self.variant, self.use_bfloat16)
-            for samples, targets, positions in parts
+            TrainBatch(tuple(samples), targets, positions, self.variant, self.use_bfloat16)
+            for targets, positions, *samples in parts
         ]
 
 
 BatchLoss = Callable[[Any, TrainBatch], Tensor]
-"""What the trained module returns for a batch, in float32, and the batch -> scalar loss, a mean over samples."""
+"""What the trained module returns for a batch, in float32, and the batch itself -> scalar loss, a mean over samples."""
 
 Wrap = Callable[[nn.Module], nn.Module]
 """The student's module -> the module to train, whose outputs the loss is given; parameters it adds are trained too."""
 
 
 def as_it_is(module: nn.Module) -> nn.Module:
-    """Train the student's module itself: the loss is given its logits."""
+    """Train the student's module itself: the loss is given its outputs."""
     return module
 
 
@@ -183,10 +188,13 @@ def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
     """Raise `ToolError` where images are to be augmented and the samples are none."""
-    asked = changed(config, IMAGE_AUGMENTATIONS)
-    if asked and student.preprocessing.image_size is None:
+    asked, kind = changed(config, IMAGE_AUGMENTATIONS), student.preprocessing.kind
+    if asked and kind != "image":
         verb = "augments" if len(asked) == 1 else "augment"
-        raise ToolError(f"{' and '.join(asked)} {verb} images; the samples have shape {student.inputs[0].shape}")
+        samples = "are texts" if kind == "text" else f"have shape {student.inputs[0].shape}"
+        raise ToolError(f"{' and '.join(asked)} {verb} images; the samples {samples}")
+    if kind == "text" and changed(config, OF_IMAGES):
+        raise ToolError(f"{' and '.join(changed(config, OF_IMAGES))} is for models of images; the samples are texts")
 
 
 def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> None:
@@ -218,8 +226,8 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
     for raw in raised(loop.batches, loop.split):
         samples, targets = raw.samples, raw.targets
         if loop.preprocessing.image_size is not None:
-            samples = augment(
-                samples,
+            images = augment(
+                samples[0],
                 drawn[raw.positions],
                 resized_crop=config.resized_crop,
                 crop_padding=config.crop_padding,
@@ -228,8 +236,9 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
                 zoom=config.zoom,
                 rand_augment_magnitude=config.rand_augment,
             )
-        if loop.mix is not None:
-            samples, targets = loop.mix(samples, targets)
+            if loop.mix is not None:
+                images, targets = loop.mix(images, targets)
+            samples = (images,)
         yield TrainBatch(samples, targets, raw.positions, variant, loop.speed.use_bfloat16)
 
 
@@ -242,12 +251,12 @@ def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0) -> Tensor:
         share: How much of the run has passed, in [0, 1], by which growing penalties go.
     """
     config, parts = loop.config, batch.split(loop.config.accumulation_steps)
-    total = torch.zeros((), device=batch.samples.device)
+    total = torch.zeros((), device=batch.targets.device)
     loop.optimizer.zero_grad()
     for index, part in enumerate(parts):
         is_last = index + 1 == len(parts)
         with _synchronised(loop, is_last):
-            loss = loss_of(loop, part) * (len(part.samples) / len(batch.samples))
+            loss = loss_of(loop, part) * (len(part.targets) / len(batch.targets))
             if is_last and has_penalty(config):
                 loss = loss + penalty(loop.module, loop.start, config, share)
             loop.accelerator.backward(loss)
@@ -262,9 +271,10 @@ def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0) -> Tensor:
 
 def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:
     """Run the student on a batch and return its loss."""
-    inputs = normalise(batch.samples, loop.preprocessing).contiguous(memory_format=_layout(loop))
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
-        outputs = loop.prepared(inputs)
+    layout = torch.channels_last if loop.speed.channels_last else torch.contiguous_format
+    inputs = tuple(one.contiguous(memory_format=layout) for one in normalise(batch.samples, loop.preprocessing))
+    with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
+        outputs = loop.prepared(*inputs)
     return loop.loss(_in_float32(outputs), batch)
 
 
@@ -286,9 +296,9 @@ def accuracy_on(loop: Loop, split: Split) -> float:
     judged = loop.judged.eval()
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
         for batch in raised(loader(split, loop.preprocessing, part_size(loop.config)), split):
-            inputs = normalise(batch.samples.to(device), loop.preprocessing)
-            num_correct += int((judged(inputs).argmax(1).cpu() == batch.targets).sum())
-            num_seen += len(batch.samples)
+            inputs = normalise(tuple(one.to(device) for one in batch.samples), loop.preprocessing)
+            num_correct += int((logits_in(judged(*inputs)).argmax(1).cpu() == batch.targets).sum())
+            num_seen += len(batch.targets)
     counts = loop.accelerator.reduce(torch.tensor([num_correct, num_seen], device=device), reduction="sum")
     return 100 * int(counts[0]) / int(counts[1])
 
@@ -298,11 +308,9 @@ def _synchronised(loop: Loop, is_last: bool) -> Any:
     return loop.accelerator.no_sync(loop.prepared) if not is_last else torch.enable_grad()
 
 
-def _layout(loop: Loop) -> torch.memory_format:
-    return torch.channels_last if loop.speed.channels_last else torch.contiguous_format
-
-
 def _in_float32(outputs: Any) -> Any:
     if isinstance(outputs, Tensor):
-        return outputs.float()
-    return type(outputs)(_in_float32(one) for one in outputs)
+        return outputs.float() if outputs.is_floating_point() else outputs
+    if isinstance(outputs, Mapping):
+        return {name: _in_float32(one) for name, one in outputs.items()}
+    return tuple(_in_float32(one) for one in outputs) if isinstance(outputs, (tuple, list)) else outputs

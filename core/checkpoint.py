@@ -1,5 +1,9 @@
-"""The checkpoint folder: ``model.safetensors`` and ``model.json``; loading rebuilds the source and replays the plan."""
+"""The checkpoint folder: ``model.safetensors`` and ``model.json``; loading rebuilds the source and replays the plan.
 
+Of a text model also ``config.json`` and ``tokenizer.json``, as transformers writes them: it is rebuilt from these.
+"""
+
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,14 +16,17 @@ from torch import Tensor, nn
 
 from core.errors import ToolError, did_you_mean
 from core.history import Step
+from core.input_spec import InputSpec
 from core.model_source import build_module
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan, replay
 from core.references import file_sha256, missing_path
-from core.torch_model import InputSpec, Source, TorchModel
+from core.torch_model import Source, TorchModel
 from core.whole_output import refuse_overwrite, whole_folder
 
 FORMAT_VERSION = "1.0"
+PARTS = {"config.json": ("source", "config"), "tokenizer.json": ("preprocessing", "text", "tokenizer")}
+"""File beside ``model.json`` -> where what it holds belongs in there."""
 logger = logging.getLogger(__name__)
 
 
@@ -74,8 +81,9 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
     refuse_checkpoint(folder, force=True)
     with whole_folder(folder) as part:
         (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
-        (part / "model.json").write_text(described.model_dump_json(indent=2) + "\n")
-        for name, text in (extra_files or {}).items():
+        values, texts = _taken_apart(described.model_dump(mode="json"))
+        (part / "model.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        for name, text in {**texts, **(extra_files or {})}.items():
             (part / name).write_text(text)
 
 
@@ -115,8 +123,11 @@ def read_checkpoint_file(folder: Path) -> CheckpointFile:
     if not path.exists():
         raise ToolError(f"{folder} is not a checkpoint folder: it has no model.json")
     try:
-        described = CheckpointFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
+        values = json.loads(path.read_bytes())
+        described = CheckpointFile.model_validate(_put_together(values, folder) if isinstance(values, dict) else values)
+    except ValueError as error:
+        if not isinstance(error, ValidationError):
+            raise ToolError(f"{path} is damaged: {error}") from error
         raise ToolError(f"{path} is damaged: {_first_line(error)}") from error
     if described.format_version != FORMAT_VERSION:
         raise ToolError(
@@ -124,7 +135,15 @@ def read_checkpoint_file(folder: Path) -> CheckpointFile:
         )
     if described.source.kind == "factory" and described.source.file is None:
         raise ToolError(f"{path} is damaged: source.file is missing")
+    if described.source.kind == "hf" and described.source.config is None:
+        raise ToolError(f"{folder} is damaged: it has no config.json, which its model is rebuilt from")
     return described
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the files that a checkpoint is made of: two, and those of `PARTS` that are there."""
+    parts = [folder / name for name in PARTS if (folder / name).is_file()]
+    return [folder / "model.safetensors", folder / "model.json", *parts]
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -166,6 +185,33 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ToolError(f"cannot read {path}: {error}; the file is damaged or cut short") from error
+
+
+def _taken_apart(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Take what has a file of its own out of the contents of ``model.json``; return these, changed, and the files."""
+    texts = {}
+    for name, (*path, key) in PARTS.items():
+        holder = _at(values, path)
+        if holder is not None and holder[key] is not None:
+            texts[name] = holder.pop(key)
+    return values, texts
+
+
+def _put_together(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    for name, (*path, key) in PARTS.items():
+        holder = _at(values, path)
+        if holder is not None and (folder / name).is_file():
+            holder[key] = (folder / name).read_text()
+    return values
+
+
+def _at(values: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
+    for key in path:
+        inner = values.get(key)
+        if not isinstance(inner, dict):
+            return None
+        values = inner
+    return values
 
 
 def _locate_factory(folder: Path, source: Source) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.errors import ToolError, UnreadableSampleError
-from core.preprocessing import Preprocessing, fit_images, model_input
+from core.preprocessing import Kind, Preprocessing, Tensors, fit_images, model_input
 from core.skipped_samples import SkippedSamples
 
 VALIDATION_RATIO = 0.1
@@ -24,13 +24,13 @@ class RawBatch(NamedTuple):
     """Samples as they are stored, fitted to the model.
 
     Attributes:
-        samples: (N, C, H, W) uint8 for images, float32 (N, ...) otherwise.
+        samples: One tensor an input: images (N, C, H, W) uint8, numbers of tokens int64 (N, length), else float32.
         targets: Classes, int64 (N,); `UNLABELLED` where there is no label.
         positions: Where each stands in the split it was read from, int64 (N,).
         skipped: What was wrong with the samples that are missing here; empty unless the split may skip.
     """
 
-    samples: Tensor
+    samples: Tensors
     targets: Tensor
     positions: Tensor
     skipped: tuple[str, ...] = ()
@@ -49,8 +49,11 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-        """Return the samples at `indices`, fitted to the model: (N, C, H, W) uint8 for images, (N, ...) otherwise."""
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensors:
+        """Return the samples at `indices`, fitted to the model, one tensor an input.
+
+        Images are (N, C, H, W) uint8, texts int64 (N, longest of these texts), other samples (N, ...).
+        """
         ...
 
 
@@ -68,9 +71,9 @@ class ArraySamples:
     def __len__(self) -> int:
         return len(self.array)
 
-    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensors:
         """Return the samples at `indices`, fitted to the model."""
-        return fit_images(self.array[torch.as_tensor(indices)], preprocessing)
+        return (fit_images(self.array[torch.as_tensor(indices)], preprocessing),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +119,8 @@ class Data:
         validation: What every choice is made on.
         test: Read once, by bench and the final gate.
         labels: Class names, in the order of the targets.
-        sample_shape: Shape of a raw sample, (C, H, W) for images; None when images differ in size.
-        is_image: Whether samples are uint8 images.
+        sample_shape: Shape of a raw sample, (C, H, W) for images; None when images differ in size, and for texts.
+        kind: What a sample is.
         fingerprint: SHA-256 that changes when the data changes.
     """
 
@@ -127,7 +130,7 @@ class Data:
     test: Split | None
     labels: tuple[str, ...]
     sample_shape: tuple[int, ...] | None
-    is_image: bool
+    kind: Kind
     fingerprint: str
 
     def split(self, name: str) -> Split:
@@ -224,8 +227,11 @@ def check_classes(train: Split, labels: Sequence[str], reference: str) -> None:
 
 def batches(
     split: Split, preprocessing: Preprocessing, batch_size: int, *, limit: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield, in order, what `model_input` makes of samples, and targets int64 (N,); at most `limit` samples in all."""
+) -> Iterator[tuple[Tensors, Tensor]]:
+    """Yield, in order, what `model_input` makes of samples, and targets int64 (N,); at most `limit` samples in all.
+
+    Texts are padded to the longest of their batch.
+    """
     chosen = split if limit is None else split.take(spread(len(split), limit))
     for batch in raised(loader(chosen, preprocessing, batch_size), split):
         yield model_input(batch.samples, preprocessing), batch.targets
@@ -272,7 +278,7 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
             raise batch
         if split.skipped is not None:
             split.skipped.note(batch.skipped)
-        if len(batch.samples):
+        if len(batch.targets):
             yield batch
 
 
@@ -330,7 +336,7 @@ class _Fetching(Dataset[Fetched]):
                 errors.append(str(error))
         if not good:
             nothing = torch.empty(0, dtype=torch.int64)
-            return RawBatch(nothing, nothing, nothing, tuple(errors))
+            return RawBatch((), nothing, nothing, tuple(errors))
         return self._fetch(good, tuple(errors))
 
 

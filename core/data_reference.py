@@ -1,4 +1,4 @@
-"""From a data reference to the data: digits, an image folder, shards, an .npz file, torchvision, or a factory."""
+"""From a data reference to the data: digits, images, shards, an .npz file, texts, torchvision, or a factory."""
 
 import inspect
 import os
@@ -53,6 +53,8 @@ from core.references import (
 )
 from core.shards import SURVEYED, ShardSamples, index_shards, shard_paths
 from core.skipped_samples import SkippedSamples
+from core.text_data import SUFFIXES as TEXT_SUFFIXES
+from core.text_data import holds_texts, load_texts
 
 PREFIXES = ("torchvision", "hf", "wds")
 Array = npt.NDArray[np.generic]
@@ -90,7 +92,12 @@ def load_data(text: str, skip_bad: int = 0) -> Data:
         case "path":
             data = _from_path(reference, skip_bad)
         case _:
-            raise ToolError(f"{text!r}: {reference.kind}: data is not supported yet; use a folder or an .npz file")
+            raise ToolError(
+                f"{text!r}: {reference.kind}: data is not supported yet; save it as a .tsv or .jsonl file "
+                "of texts and labels, a folder of images or an .npz file"
+            )
+    if skip_bad and data.kind == "text":
+        raise ToolError(f"{text}: --skip-bad is for images; a file of texts is read whole, and its bad line is named")
     return _skipping(_with_validation(data, validation_ratio), skip_bad)
 
 
@@ -128,14 +135,16 @@ def _from_path(reference: Reference, skip_bad: int) -> Data:
     path = Path(reference.name)
     if not path.exists():
         raise missing_path(path)
+    if path.suffix in TEXT_SUFFIXES or (path.is_dir() and holds_texts(path)):
+        return load_texts(path, reference)
     if path.is_dir():
         return _from_folder(path, reference, skip_bad)
     if path.suffix == ".npz":
         check_arguments(reference, ())
         return _from_arrays(_read_npz(path), reference)
     raise ToolError(
-        f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, 'digits', "
-        "torchvision:NAME or FILE.py:FACTORY"
+        f"{path} is not data this tool reads: a folder with train/CLASS/, an .npz file, a .tsv, .csv or .jsonl file "
+        "of texts, 'digits', torchvision:NAME or FILE.py:FACTORY"
     )
 
 
@@ -194,7 +203,7 @@ def _from_arrays(arrays: Mapping[str, Array], reference: Reference, labels: tupl
         test=splits["test"],
         labels=labels,
         sample_shape=shapes.pop(),
-        is_image=isinstance(first, ArraySamples) and first.array.dtype == torch.uint8,
+        kind="image" if isinstance(first, ArraySamples) and first.array.dtype == torch.uint8 else "values",
         fingerprint=array_fingerprint([arrays[name] for name in sorted(arrays)]),
     )
 
@@ -213,7 +222,10 @@ def _array_split(arrays: Mapping[str, Array], split: str, labels: tuple[str, ...
 def _from_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
     folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     if not folders:
-        raise ToolError(f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/")
+        raise ToolError(
+            f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/, "
+            f"texts in {root}/train.tsv"
+        )
     check_arguments(reference, ("mode", "image_size"))
     mode = reference.arguments.get("mode")
     if mode is not None and mode not in MODE_CHANNELS:
@@ -239,7 +251,7 @@ def _from_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
         test=splits.get("test"),
         labels=labels,
         sample_shape=None if size is None else (MODE_CHANNELS[shared_mode], *size),
-        is_image=True,
+        kind="image",
         fingerprint=digest_of([reference.arguments, files_fingerprint(root, paths)]),
     )
 
@@ -272,7 +284,7 @@ def _from_shards(reference: Reference) -> Data:
         test=splits.get("test"),
         labels=labels,
         sample_shape=None if size is None else (MODE_CHANNELS[str(mode)], *size),
-        is_image=True,
+        kind="image",
         fingerprint=digest_of([arguments, files_fingerprint(None, files)]),
     )
 

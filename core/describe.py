@@ -9,7 +9,7 @@ from torch import nn
 from core.onnx_model import OnnxModel, read_proto
 from core.preprocessing import Preprocessing
 from core.result import Report
-from core.torch_model import TorchModel, example_inputs, num_params, torch_digest
+from core.torch_model import TorchModel, example_inputs, num_params, outputs_once, torch_digest
 
 
 class Description(Report, frozen=True):
@@ -20,7 +20,7 @@ class Description(Report, frozen=True):
         kind: ``torch`` or ``onnx``.
         sha256: Digest of the file, or of architecture and weights.
         inputs: Name, shape and dtype of each; the batch axis is the first of an ONNX input.
-        outputs: Likewise.
+        outputs: Likewise, the logits first.
         params: Number of parameters.
         macs: Multiply-accumulates of one sample.
         size_bytes: The file's size, with weights beside it.
@@ -29,7 +29,7 @@ class Description(Report, frozen=True):
         precision: The least that it computes in.
         operators: Operator, or module type, to how many there are.
         labels: Class names.
-        preprocessing: How raw samples become inputs.
+        preprocessing: How raw samples become inputs; of a tokenizer its digest.
         history: The stages it went through, in order.
     """
 
@@ -68,12 +68,16 @@ def _describe_torch(model: TorchModel) -> Description:
         name=model.name,
         kind="torch",
         sha256=torch_digest(model),
-        inputs=tuple(f"{spec.name} {spec.shape} {spec.dtype}" for spec in model.inputs),
+        inputs=tuple(f"{spec.name} {spec.axes} {spec.dtype}" for spec in model.inputs),
+        outputs=tuple(
+            f"{name} {tuple(one.shape[1:])} {str(one.dtype).removeprefix('torch.')}"
+            for name, one in outputs_once(model).items()
+        ),
         params=num_params(model.module),
         macs=num_macs(model, model.module),
         operators=dict(Counter(leaves).most_common()),
         labels=model.labels,
-        preprocessing=model.preprocessing,
+        preprocessing=_shown(model.preprocessing),
         history=tuple(step.stage for step in model.history),
     )
 
@@ -94,6 +98,14 @@ def _describe_onnx(model: OnnxModel) -> Description:
         precision=model.precision,
         operators=dict(Counter(node.op_type for node in graph.node).most_common()),
         labels=model.labels,
-        preprocessing=model.preprocessing,
+        preprocessing=_shown(model.preprocessing),
         history=tuple(step.stage for step in model.history),
     )
+
+
+def _shown(preprocessing: Preprocessing | None) -> Preprocessing | None:
+    """Put a digest in the place of a tokenizer, whose text is as long as a book."""
+    if preprocessing is None or preprocessing.text is None:
+        return preprocessing
+    text = preprocessing.text.model_copy(update={"tokenizer": f"sha256 {preprocessing.text.tokenizer_sha256}"})
+    return preprocessing.model_copy(update={"text": text})

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from core.data import UNLABELLED
 from core.errors import ToolError, UnreadableSampleError
-from core.preprocessing import Preprocessing, fit_images
+from core.preprocessing import Preprocessing, Tensors, fit_images
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
@@ -38,10 +38,10 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensors:
         """Decode and fit the images at `indices`: (N, C, H, W) uint8."""
         images = [fit_images(decode(self.paths[index], self.mode).unsqueeze(0), preprocessing) for index in indices]
-        return torch.cat(images)
+        return (torch.cat(images),)
 
 
 def decode(source: Path | BinaryIO, mode: str, name: Callable[[], str] | None = None) -> Tensor:

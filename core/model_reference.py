@@ -1,5 +1,6 @@
 """From a model reference to a carrier."""
 
+import inspect
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -8,24 +9,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.checkpoint import load_checkpoint, load_weights
+from core.checkpoint import checkpoint_files, load_checkpoint, load_weights
 from core.data import Data, batches, spread
 from core.errors import ToolError
 from core.external_data import data_file
+from core.hf_model import hf_digests, load_hf
 from core.history import digest_of
+from core.input_spec import InputSpec
 from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
 from core.preprocessing import Preprocessing
 from core.references import Argument, Reference, check_arguments, existing_sha256, missing_path, parse_reference
-from core.torch_model import InputSpec, TorchModel, run_once
+from core.torch_model import TorchModel, run_once
 
 PREFIXES = ("timm", "torchvision", "hf")
 STATISTICS_SAMPLES = 5000
 logger = logging.getLogger(__name__)
 
+InputShape = tuple[int, ...] | tuple[InputSpec, ...]
+"""Sizes of one float input, (C, H, W) for images; or the specs of one or several, in the order of forward."""
+
 
 def load_model(
-    text: str, data: Data | None = None, input_shape: tuple[int, ...] | None = None, seed: int = 0
+    text: str, data: Data | None = None, input_shape: InputShape | None = None, seed: int = 0
 ) -> TorchModel | OnnxModel:
     """Load the model a reference names.
 
@@ -35,7 +41,7 @@ def load_model(
     Args:
         text: The reference.
         data: Where classes, input shape and normalisation of a fresh architecture come from.
-        input_shape: Shape of one input, (C, H, W) for images; overrides what the architecture declares.
+        input_shape: What a model takes; overrides what the architecture declares.
         seed: Seeds the weights of a fresh architecture.
 
     Raises:
@@ -43,7 +49,7 @@ def load_model(
     """
     reference = parse_reference(text, PREFIXES)
     if reference.kind == "hf":
-        raise ToolError(f"{text!r}: hf: models are not supported yet; wrap the model in a FILE.py:FACTORY")
+        return _hf(reference, data, input_shape, seed)
     if reference.kind != "path":
         return _fresh(reference, data, input_shape, seed)
     path = Path(reference.name)
@@ -55,13 +61,13 @@ def load_model(
     if not path.exists():
         raise missing_path(path)
     raise ToolError(
-        f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, FILE.py:FACTORY, "
-        "a checkpoint folder or an .onnx file"
+        f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, "
+        "FILE.py:FACTORY, a checkpoint folder or an .onnx file"
     )
 
 
 def load_torch_model(
-    text: str, data: Data | None = None, input_shape: tuple[int, ...] | None = None, seed: int = 0
+    text: str, data: Data | None = None, input_shape: InputShape | None = None, seed: int = 0
 ) -> TorchModel:
     """Like `load_model`, for stages that change weights.
 
@@ -105,12 +111,23 @@ def reference_digest(text: str) -> str:
         files.append(reference.file)
     elif reference.kind == "path":
         path = Path(reference.name)
-        files += [path / "model.safetensors", path / "model.json"] if path.is_dir() else [path]
+        files += checkpoint_files(path) if path.is_dir() else [path]
         files += [one for one in [data_file(path)] if one.exists()]
-    return digest_of([reference.kind, reference.name, reference.arguments, [existing_sha256(file) for file in files]])
+    digests = [existing_sha256(file) for file in files] + (hf_digests(reference.name) if reference.kind == "hf" else [])
+    return digest_of([reference.kind, reference.name, reference.arguments, digests])
 
 
-def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...] | None, seed: int) -> TorchModel:
+def _hf(reference: Reference, data: Data | None, input_shape: InputShape | None, seed: int) -> TorchModel:
+    if input_shape is not None:
+        raise ToolError(f"{reference.text} takes what its tokenizer makes; drop --input-shape, or give ',max_length=N'")
+    model = load_hf(reference, data, seed)
+    if "weights" in reference.arguments:
+        load_weights(model.module, Path(str(reference.arguments["weights"])))
+    run_once(model)
+    return model
+
+
+def _fresh(reference: Reference, data: Data | None, input_shape: InputShape | None, seed: int) -> TorchModel:
     arguments = dict(reference.arguments)
     weights = arguments.pop("weights", None)
     pretrained = bool(arguments.pop("pretrained", False))
@@ -118,19 +135,26 @@ def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...]
     if data is not None:
         if data.labels:
             defaults["num_classes"] = len(data.labels)
-        if data.is_image and data.sample_shape is not None:
+        if data.kind == "image" and data.sample_shape is not None:
             defaults["in_chans"] = data.sample_shape[0]
     source = fresh_source(reference.kind, reference.name, arguments, reference.file, defaults)
     torch.manual_seed(seed)
     module = build_module(source, pretrained=pretrained)
     if weights is not None:
         load_weights(module, Path(str(weights)))
-    shape, preprocessing = _input_of(module, source.arguments, reference, data, input_shape)
+    given = _given(input_shape)
+    if len(given) > 1:
+        inputs, preprocessing = _named_after_forward(module, given, reference), Preprocessing()
+    else:
+        sizes = given[0].shape if given else None
+        shape, preprocessing = _input_of(module, source.arguments, reference, data, sizes)
+        spec = given[0] if given and given[0].dtype != "float32" else InputSpec(name="", shape=shape)
+        inputs = (replace(spec, name="input"),)
     model = TorchModel(
         name=reference.text,
         module=module,
         source=source,
-        inputs=(InputSpec(name="input", shape=shape),),
+        inputs=inputs,
         preprocessing=preprocessing,
         labels=(),
     )
@@ -144,6 +168,27 @@ def _fresh(reference: Reference, data: Data | None, input_shape: tuple[int, ...]
     return replace(model, labels=labels)
 
 
+def _given(input_shape: InputShape | None) -> tuple[InputSpec, ...]:
+    sizes = tuple(one for one in input_shape or () if isinstance(one, int))
+    specs = tuple(one for one in input_shape or () if isinstance(one, InputSpec))
+    return (InputSpec(name="", shape=sizes),) if sizes else specs
+
+
+def _named_after_forward(
+    module: nn.Module, given: tuple[InputSpec, ...], reference: Reference
+) -> tuple[InputSpec, ...]:
+    """Name several inputs after the parameters of the module's forward."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD]
+    required = [one.name for one in parameters if one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty]
+    if not len(required) <= len(given) <= len(names):
+        raise ToolError(
+            f"{reference.text} takes {', '.join(names) or 'no named inputs'}, and {len(given)} shapes are given; give "
+            "--input-shape once for each, in this order"
+        )
+    return tuple(replace(spec, name=name) for spec, name in zip(given, names, strict=False))
+
+
 def _input_of(
     module: nn.Module,
     arguments: dict[str, Argument],
@@ -154,6 +199,8 @@ def _input_of(
     """Find the input shape and preprocessing of a fresh architecture."""
     declared = _declared(module, reference)
     data_shape = data.sample_shape if data is not None else None
+    if data is not None and data.kind == "text":
+        raise ToolError(f"{reference.text} brings no tokenizer, and {data.reference} holds texts; take an hf: model")
     shape = input_shape or (declared and tuple(declared["input_size"])) or data_shape
     if shape is None:
         if data is not None:
@@ -162,7 +209,7 @@ def _input_of(
                 "it takes; add ',image_size=PIXELS' to the data to resize them"
             )
         raise ToolError(f"{reference.text} does not say what input it takes; give --data or --input-shape C,H,W")
-    if data is not None and not data.is_image:
+    if data is not None and data.kind != "image":
         return shape, Preprocessing()
     if len(shape) != 3:
         return shape, Preprocessing()
@@ -217,7 +264,7 @@ def _statistics(data: Data, preprocessing: Preprocessing) -> tuple[tuple[float, 
     sample = train.take(spread(len(train), STATISTICS_SAMPLES))
     total = square = torch.zeros(preprocessing.channels or 1, dtype=torch.float64)
     count = 0
-    for inputs, _ in batches(sample, preprocessing, 256):
+    for (inputs,), _ in batches(sample, preprocessing, 256):
         channels = inputs.double().transpose(0, 1).flatten(1)
         total = total + channels.sum(1)
         square = square + channels.square().sum(1)

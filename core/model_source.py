@@ -1,4 +1,4 @@
-"""Building a module from where its architecture comes from: timm, torchvision, or the user's factory."""
+"""Building a module from where its architecture comes from: timm, torchvision, transformers, or the user's factory."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ from torch import nn
 
 from core.activations import replace_activations
 from core.errors import ToolError, did_you_mean
+from core.hf_model import hf_module
 from core.references import Argument, accepted, call_factory, file_sha256, load_factory
 from core.torch_model import Source
 
@@ -67,6 +68,8 @@ def _built(source: Source, *, pretrained: bool) -> nn.Module:
         if not isinstance(module, nn.Module):
             raise ToolError(f"{source.file}:{source.name} returned {type(module).__name__}, not a torch.nn.Module")
         return module.eval()
+    if source.kind == "hf":
+        return hf_module(source)
     _check_name(source.kind, source.name)
     try:
         if source.kind == "timm":

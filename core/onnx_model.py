@@ -1,7 +1,7 @@
 """The second carrier: an .onnx file whose metadata explains it."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from core.answers import LOGITS, is_known
 from core.errors import ToolError
 from core.external_data import data_files
 from core.history import History, Step, digest_of
+from core.input_spec import InputSpec
 from core.preprocessing import Preprocessing
 from core.references import file_sha256, missing_path
 
@@ -39,8 +40,9 @@ class OnnxModel:
     """An .onnx file and what it says of itself; what only files that this tool made say is None or empty for others.
 
     `precision` is the least of what it computes in: ``int4``, ``int8``, ``bfloat16``, ``float16`` or ``float32``;
-    `returns` is ``logits``, ``probabilities`` or ``top-5``, see `core.answers`; `data_files` are those beside it that
-    hold its weights, and `sha256` covers them.
+    `declared` is what may be made up for its inputs, as the torch model that it comes from took them; `returns` is
+    ``logits``, ``probabilities`` or ``top-5``, see `core.answers`; `data_files` are those beside it that hold its
+    weights, and `sha256` covers them.
     """
 
     name: str
@@ -50,6 +52,7 @@ class OnnxModel:
     outputs: tuple[TensorSpec, ...]
     opset: int
     precision: str
+    declared: tuple[InputSpec, ...] = ()
     preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     history: History
@@ -102,6 +105,7 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
             opset=_opset(proto, path),
             precision=_precision(proto.graph),
+            declared=TypeAdapter(tuple[InputSpec, ...]).validate_python(_declared(metadata)),
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
             labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
@@ -137,7 +141,7 @@ def explain(
     proto: onnx.ModelProto,
     *,
     history: History,
-    inputs: tuple[Any, ...],
+    inputs: tuple[InputSpec, ...],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
     returns: str = LOGITS,
@@ -145,7 +149,7 @@ def explain(
     """Write this tool's metadata into a model, in place; other entries stay."""
     entries = {entry.key: entry.value for entry in proto.metadata_props if not entry.key.startswith(KEY_PREFIX)}
     entries[KEY_PREFIX + "history"] = json.dumps([step.model_dump() for step in history])
-    entries[KEY_PREFIX + "inputs"] = json.dumps([spec.model_dump() for spec in inputs])
+    entries[KEY_PREFIX + "inputs"] = json.dumps([asdict(spec) for spec in inputs])
     if preprocessing is not None:
         entries[KEY_PREFIX + "preprocessing"] = preprocessing.model_dump_json()
     entries[KEY_PREFIX + "labels"] = json.dumps(labels)
@@ -204,6 +208,12 @@ def _returns(metadata: dict[str, str]) -> str:
     if not is_known(returns):
         raise ValueError(f"returns is {returns!r}")
     return returns
+
+
+def _declared(metadata: dict[str, str]) -> list[Any]:
+    """Return what the file says of its inputs; int8 files said what the graph says until 0.1, which is of no use."""
+    specs: list[Any] = _json(metadata, "inputs") or []
+    return [] if any(isinstance(size, str) for spec in specs for size in spec.get("shape", ())) else specs
 
 
 def _json(metadata: dict[str, str], key: str) -> Any:

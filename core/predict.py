@@ -1,4 +1,4 @@
-"""One way to get logits out of either carrier, and the checks that two models can be compared on one input."""
+"""One way to get outputs out of either carrier, and the checks that two models can be compared on one input."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -8,16 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.answers import as_logits, top_k
+from core.answers import LOGITS, as_logits, top_k
 from core.data import Data, batches
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
-from core.preprocessing import Preprocessing
-from core.sessions import FloatArray, open_session, session_outputs
+from core.outputs import named_outputs
+from core.preprocessing import Kind, Preprocessing, Tensors
+from core.sessions import FloatArray, open_session, run_session
 from core.torch_model import TorchModel
 
-Logits = Callable[[Tensor], Tensor]
+Outputs = Callable[[Tensors], dict[str, Tensor]]
+"""Model inputs (N, ...), on any device -> outputs by name on the same device; those of floats are float32."""
+
+Logits = Callable[[Tensors], Tensor]
 """Model inputs (N, ...), on any device -> logits (N, num_classes) float32 on the same device."""
+
+SAMPLES: dict[Kind, str] = {"image": "images", "text": "texts", "values": "samples that are not images"}
 
 
 def logits_of(
@@ -28,6 +34,19 @@ def logits_of(
     threads: int = 0,
     spinning: bool = False,
 ) -> Logits:
+    """Return the function that runs a model as it is now, for its first output alone; arguments as of `outputs_of`."""
+    run = outputs_of(model, device=device, provider=provider, threads=threads, spinning=spinning)
+    return lambda inputs: next(iter(run(inputs).values()))
+
+
+def outputs_of(
+    model: TorchModel | OnnxModel,
+    *,
+    device: str = "cpu",
+    provider: str = "cpu",
+    threads: int = 0,
+    spinning: bool = False,
+) -> Outputs:
     """Return the function that runs a model as it is now; a torch module is copied.
 
     What a file of probabilities returns is read as logits, see `core.answers`.
@@ -42,17 +61,19 @@ def logits_of(
     if isinstance(model, OnnxModel):
         session = open_session(model.path, provider, threads, spinning=spinning)
 
-        def run_onnx(inputs: Tensor) -> Tensor:
-            outputs = session_outputs(session, inputs.cpu().numpy())
-            return torch.from_numpy(as_logits(outputs, model.returns, len(model.labels))).to(inputs.device)
+        def run_onnx(inputs: Tensors) -> dict[str, Tensor]:
+            found = run_session(session, *(one.cpu().numpy() for one in inputs))
+            if model.returns != LOGITS:
+                found = {LOGITS: as_logits(list(found.values()), model.returns, len(model.labels))}
+            return {name: torch.from_numpy(array).to(inputs[0].device) for name, array in found.items()}
 
         return run_onnx
     module = frozen_copy(model, device)
 
-    def run_torch(inputs: Tensor) -> Tensor:
+    def run_torch(inputs: Tensors) -> dict[str, Tensor]:
         with torch.no_grad():
-            logits: Tensor = module(inputs)
-        return logits.float()
+            found = named_outputs(module(*inputs), model.name)
+        return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
 
     return run_torch
 
@@ -75,6 +96,8 @@ def predict(
 ) -> tuple[FloatArray, np.ndarray]:
     """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
 
+    Texts are padded to the longest of their batch, as in training.
+
     Raises:
         ToolError: The model cannot read this data.
     """
@@ -93,7 +116,7 @@ def predict(
     logits, targets = [], []
     with _one_torch_thread() if isinstance(model, OnnxModel) else nullcontext():
         for inputs, classes in batches(data.split(split), preprocessing, batch_size, limit=limit):
-            logits.append(run(inputs.to(device)).cpu().numpy())
+            logits.append(run(tuple(one.to(device) for one in inputs)).cpu().numpy())
             targets.append(classes.numpy())
     found = np.concatenate(logits)
     if found.ndim != 2 or (data.labels and found.shape[1] != len(data.labels)):
@@ -135,12 +158,17 @@ def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
             f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
             "labels would be matched wrongly"
         )
-    if model.preprocessing is None or not isinstance(model, TorchModel):
+    if data.kind != "text" and len(model.inputs) > 1:
+        raise ToolError(
+            f"{model.name} takes {len(model.inputs)} inputs, {', '.join(spec.name for spec in model.inputs)}; a sample "
+            f"of {data.reference} is one"
+        )
+    if model.preprocessing is None:
         return
-    if (model.preprocessing.image_size is not None) != data.is_image:
-        takes, holds = ("images", "other samples") if not data.is_image else ("samples that are not images", "images")
+    if model.preprocessing.kind != data.kind:
+        takes, holds = SAMPLES[model.preprocessing.kind], SAMPLES[data.kind]
         raise ToolError(f"{model.name} takes {takes}, {data.reference} holds {holds}")
-    if not data.is_image and data.sample_shape != model.inputs[0].shape:
+    if isinstance(model, TorchModel) and data.kind == "values" and data.sample_shape != model.inputs[0].shape:
         raise ToolError(
             f"{model.name} takes samples of shape {model.inputs[0].shape}, those of {data.reference} have "
             f"{data.sample_shape}"
@@ -151,15 +179,17 @@ def preprocessing_of(model: TorchModel | OnnxModel, data: Data) -> Preprocessing
     """Return how `data` becomes this model's input.
 
     Raises:
-        ToolError: An ONNX file that carries no preprocessing meets images: guessing it would give wrong accuracy.
+        ToolError: An ONNX file that carries no preprocessing meets images or texts: guessing it would give wrong
+            accuracy.
     """
     if model.preprocessing is not None:
         return model.preprocessing
-    if not data.is_image:
+    if data.kind == "values":
         return Preprocessing()
+    advice = "use data with float samples, already preprocessed" if data.kind == "image" else "export the model again"
     raise ToolError(
-        f"{model.name} does not say how images become its input (it was not exported by onnxpress); "
-        "use data with float samples, already preprocessed"
+        f"{model.name} does not say how {SAMPLES[data.kind]} become its input (it was not exported by onnxpress); "
+        f"{advice}"
     )
 
 
@@ -174,8 +204,14 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
             f"the teacher {teacher.name} returns its {teacher.returns} classes only, and a student learns from what is "
             "said of all of them; export the teacher with --returns logits"
         )
+    kind = teacher.preprocessing.kind if teacher.preprocessing is not None else student.preprocessing.kind
+    if kind != student.preprocessing.kind:
+        raise ToolError(
+            f"the teacher {teacher.name} takes {SAMPLES[kind]}, the student {student.name} "
+            f"{SAMPLES[student.preprocessing.kind]}; both must read the same samples"
+        )
     taught = teacher.sample_shape if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape
-    if all(isinstance(size, int) for size in taught) and taught != student.inputs[0].shape:
+    if kind != "text" and all(isinstance(size, int) for size in taught) and taught != student.inputs[0].shape:
         raise ToolError(
             f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
             f"{student.inputs[0].shape}; both must read the same samples"

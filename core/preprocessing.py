@@ -1,4 +1,4 @@
-"""How a raw sample becomes a model's input; travels with the model, in its checkpoint and in its ONNX file."""
+"""How a raw sample becomes a model's inputs; travels with the model, in its checkpoint and in its ONNX file."""
 
 import math
 from functools import cache
@@ -11,12 +11,19 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as image_functional
 
 from core.errors import ToolError
+from core.tokenizing import Tokenization
+
+Tensors = tuple[Tensor, ...]
+"""One tensor for each input of a model, all of N samples."""
+
+Kind = Literal["image", "text", "values"]
+"""What a sample is: a uint8 image, a text, or float values that are an input already."""
 
 InputForm = Literal["float32", "uint8"]
 
 
 class Preprocessing(BaseModel, frozen=True):
-    """Raw samples (N, C, H, W) uint8, or (N, ...) float, to a model's inputs.
+    """Raw samples, images (N, C, H, W) uint8, texts, or (N, ...) float, to a model's inputs.
 
     Attributes:
         image_size: Height and width that images are resized and centre-cropped to; None for other samples.
@@ -28,6 +35,7 @@ class Preprocessing(BaseModel, frozen=True):
         std: Per-channel standard deviation, divided by last; empty for none.
         input: What the model is given: ``float32`` (N, C, ...), scaled and standardised before; or ``uint8`` images
             (N, H, W, C), fitted, which an ONNX file scales and standardises itself.
+        text: How texts become numbers of tokens; None for samples that are no texts.
     """
 
     image_size: tuple[int, int] | None = None
@@ -38,6 +46,12 @@ class Preprocessing(BaseModel, frozen=True):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     input: InputForm = "float32"
+    text: Tokenization | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """What it is for."""
+        return "image" if self.image_size is not None else "values" if self.text is None else "text"
 
 
 def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -46,6 +60,8 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     Raises:
         ToolError: The samples are not uint8, or colour images meet a model of one channel.
     """
+    if preprocessing.text is not None:
+        raise ToolError("the samples are no texts, and the model takes texts")
     if preprocessing.image_size is None:
         return images
     if images.dtype != torch.uint8:
@@ -65,21 +81,32 @@ def fit_images(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     return images
 
 
-def model_input(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Make what a model takes of fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32 or (N, H, W, C) uint8."""
+def model_input(samples: Tensors, preprocessing: Preprocessing) -> Tensors:
+    """Make what a model takes of fitted samples.
+
+    Images and values (N, C, ...) of any dtype become (N, C, ...) float32, or (N, H, W, C) uint8 where the model scales
+    them itself; numbers of tokens stay.
+    """
     if preprocessing.input == "float32":
         return normalise(samples, preprocessing)
-    pixels = samples.round().clamp(0, 255).to(torch.uint8) if samples.is_floating_point() else samples
-    return pixels.permute(0, 2, 3, 1).contiguous()
+    return tuple(_pixels(one).permute(0, 2, 3, 1).contiguous() for one in samples)
 
 
-def input_from_pixels(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+def input_from_pixels(pixels: Tensors, preprocessing: Preprocessing) -> Tensors:
     """Make what a model takes of what one with ``input`` uint8 takes: (N, H, W, C) uint8."""
-    return model_input(pixels.permute(0, 3, 1, 2), preprocessing)
+    return model_input(tuple(one.permute(0, 3, 1, 2) for one in pixels), preprocessing)
 
 
-def normalise(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Scale and standardise fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32."""
+def normalise(samples: Tensors, preprocessing: Preprocessing) -> Tensors:
+    """Scale and standardise fitted samples: (N, C, ...) any dtype -> (N, C, ...) float32; numbers of tokens stay."""
+    return samples if preprocessing.text is not None else tuple(_standardised(one, preprocessing) for one in samples)
+
+
+def _pixels(samples: Tensor) -> Tensor:
+    return samples.round().clamp(0, 255).to(torch.uint8) if samples.is_floating_point() else samples
+
+
+def _standardised(samples: Tensor, preprocessing: Preprocessing) -> Tensor:
     inputs = samples.to(torch.float32)
     if preprocessing.scale != 1.0:
         inputs = inputs * preprocessing.scale

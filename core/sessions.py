@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from core.errors import ToolError, did_you_mean
+from core.input_spec import InputSpec
 from core.machine import available_cores
 from core.onnx_model import OnnxModel, TensorSpec
 from core.processes import local_rank
@@ -17,7 +18,7 @@ from core.references import missing_path
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FloatArray = npt.NDArray[np.float32]
-InputArray = FloatArray | npt.NDArray[np.uint8]
+Array = npt.NDArray[Any]
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
@@ -99,51 +100,56 @@ def open_session(
     return session
 
 
-def run_session(session: onnxruntime.InferenceSession, *inputs: np.ndarray) -> FloatArray:
-    """Like `session_outputs`, for the first of them."""
-    first: FloatArray = session_outputs(session, *inputs)[0]
-    return first
-
-
-def session_outputs(session: onnxruntime.InferenceSession, *inputs: np.ndarray) -> list[Any]:
-    """Run a session on one batch and return its outputs.
+def run_session(session: onnxruntime.InferenceSession, *inputs: Array) -> dict[str, Array]:
+    """Run a session on one batch, an array an input, and return its outputs by name, in the graph's order.
 
     Raises:
         ToolError: The model rejects the inputs or fails on them.
     """
     names = [value.name for value in session.get_inputs()]
     try:
-        outputs: list[Any] = session.run(None, dict(zip(names, inputs, strict=True)))
+        outputs: list[Array] = session.run(None, dict(zip(names, inputs, strict=True)))
     except Exception as error:
         if not _is_onnxruntime_error(error):
             raise
         shapes = ", ".join(str(array.shape) for array in inputs)
         raise ToolError(f"ONNX Runtime cannot run the model on inputs of shape {shapes}: {error}") from error
-    return outputs
+    return dict(zip([value.name for value in session.get_outputs()], outputs, strict=True))
 
 
-def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[InputArray, ...]:
-    """Make standard normal inputs, or for uint8 any pixels; the first axis is the batch where it is dynamic.
+def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[Array, ...]:
+    """Make inputs: standard normal, any pixels for uint8, or whole numbers in the range that the file declares.
+
+    The first axis is the batch where it is dynamic; other dynamic axes are as long as the file declares.
 
     Raises:
-        ToolError: A fixed batch differs from `batch_size`, or an input is neither float32 nor uint8, or is dynamic
-            beyond the batch.
+        ToolError: A fixed batch differs from `batch_size`, or an input is dynamic beyond the batch or neither float32
+            nor uint8, and the file does not declare how long it is and what values it takes.
     """
     random = np.random.default_rng(seed)
+    declared = {spec.name: spec for spec in model.declared}
+    return tuple(_made_up(spec, declared.get(spec.name), batch_size, random) for spec in model.inputs)
 
-    def values(spec: TensorSpec) -> InputArray:
-        shape = _fixed_shape(spec.shape, batch_size, spec.name, spec.dtype)
-        if spec.dtype == "uint8":
-            return random.integers(0, 256, shape, dtype=np.uint8)
+
+def _made_up(spec: TensorSpec, declared: InputSpec | None, batch_size: int, random: np.random.Generator) -> Array:
+    lengths = declared.shape if declared is not None and len(declared.shape) == len(spec.shape) - 1 else None
+    shape = _fixed_shape(spec.shape, lengths, batch_size, spec.name)
+    if spec.dtype == "float32":
         return random.standard_normal(shape, dtype=np.float32)
+    if spec.dtype == "uint8":
+        return random.integers(0, 256, shape, dtype=np.uint8)
+    if declared is None or declared.dtype != spec.dtype:
+        raise ToolError(
+            f"input {spec.name!r} is {spec.dtype}: made-up values serve float32 and uint8 only; give --data"
+        )
+    return random.integers(declared.below, size=shape)
 
-    return tuple(values(spec) for spec in model.inputs)
 
-
-def _fixed_shape(shape: tuple[int | str, ...], batch_size: int, name: str, dtype: str) -> tuple[int, ...]:
-    if dtype not in ("float32", "uint8"):
-        raise ToolError(f"input {name!r} is {dtype}: made-up values serve float32 and uint8 only; give --data")
-    sizes = [batch_size if axis == 0 and isinstance(size, str) else size for axis, size in enumerate(shape)]
+def _fixed_shape(
+    shape: tuple[int | str, ...], lengths: tuple[int, ...] | None, batch_size: int, name: str
+) -> tuple[int, ...]:
+    usual = (batch_size, *lengths) if lengths is not None else (batch_size, *shape[1:])
+    sizes = [usual[axis] if isinstance(size, str) else size for axis, size in enumerate(shape)]
     if any(isinstance(size, str) for size in sizes):
         raise ToolError(f"input {name!r} has dynamic axes beyond the batch: {shape}; give --data")
     fixed = tuple(int(size) for size in sizes)

@@ -20,7 +20,7 @@ from torch import Tensor
 from core.data import UNLABELLED
 from core.errors import ToolError, UnreadableSampleError
 from core.image_folder import SUFFIXES, UNREADABLE, decode
-from core.preprocessing import Preprocessing, fit_images
+from core.preprocessing import Preprocessing, Tensors, fit_images
 
 LABEL = ".cls"
 SURVEYED = 64
@@ -46,9 +46,9 @@ class ShardSamples:
     def __len__(self) -> int:
         return len(self.places)
 
-    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+    def fetch(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensors:
         """Decode and fit the images at `indices`: (N, C, H, W) uint8."""
-        return torch.cat([fit_images(self._decode(index).unsqueeze(0), preprocessing) for index in indices])
+        return (torch.cat([fit_images(self._decode(index).unsqueeze(0), preprocessing) for index in indices]),)
 
     def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
         """Return the different (height, width) among some images, from their headers; unreadable ones are left out."""

@@ -3,6 +3,7 @@
 The nodes stand around the network's own, and their names begin with `core.onnx_model.BAKED`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,23 +12,29 @@ from onnx import TensorProto, helper, numpy_helper
 
 from core.answers import LOGITS, PROBABILITIES, top_k
 from core.errors import ToolError
+from core.input_spec import InputSpec
 from core.onnx_model import BAKED
 from core.preprocessing import InputForm, Preprocessing
-from core.torch_model import InputSpec, TorchModel
+from core.torch_model import TorchModel
 
 IMAGES, CLASSES = "images", "classes"
 
 
-def check_bakeable(model: TorchModel, num_classes: int, takes: InputForm, returns: str) -> None:
+def check_bakeable(model: TorchModel, outputs: Sequence[str], num_classes: int, takes: InputForm, returns: str) -> None:
     """Check that a model's file can take and return this.
 
     Raises:
-        ToolError: The samples are no images, or there are fewer than k classes.
+        ToolError: The samples are no images, there are fewer than k classes, or more outputs than the logits.
     """
     if takes == "uint8" and model.preprocessing.image_size is None:
         raise ToolError(
             f"{model.name} takes samples of shape {model.inputs[0].shape} that are not images, and uint8 input is for "
             "images; export it with --input float32"
+        )
+    if returns != LOGITS and len(outputs) > 1:
+        raise ToolError(
+            f"{model.name} has {len(outputs)} outputs ({', '.join(outputs)}), and {returns} are made of one that has "
+            "logits alone; export it with --returns logits"
         )
     k = top_k(returns)
     if k is not None and k > num_classes:
@@ -78,7 +85,7 @@ def bake_answer(proto: onnx.ModelProto, returns: str, num_classes: int) -> None:
     batch = graph.output[0].type.tensor_type.shape.dim[0]
     sizes = [batch.dim_param or batch.dim_value, k or num_classes]
     softened = PROBABILITIES if k is None else f"{BAKED}{PROBABILITIES}"
-    graph.node.append(helper.make_node("Softmax", [LOGITS], [softened], name=f"{BAKED}softmax", axis=1))
+    graph.node.append(helper.make_node("Softmax", [graph.output[0].name], [softened], name=f"{BAKED}softmax", axis=1))
     outputs = [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, sizes)]
     if k is not None:
         number = numpy_helper.from_array(np.array([k], np.int64), f"{BAKED}k")

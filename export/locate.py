@@ -18,12 +18,12 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, fx
 
-from core.answers import LOGITS
 from core.errors import ToolError
 from core.machine import package_versions
 from core.onnx_model import OnnxModel, read_proto
-from core.sessions import open_session, session_outputs
-from core.torch_model import TorchModel
+from core.preprocessing import Tensors
+from core.sessions import open_session, run_session
+from core.torch_model import TorchModel, outputs_once
 from export.tracing import traced
 
 ROUNDING = 1e-4  # of a tensor's largest value: float32 kernels differ by less, mistakes by more
@@ -68,14 +68,14 @@ class Divergence(BaseModel, frozen=True, ser_json_inf_nan="strings"):
 
 
 def first_divergence(
-    reference: TorchModel, candidate: OnnxModel, inputs: Tensor, taken: Tensor, *, atol: float, rtol: float
+    reference: TorchModel, candidate: OnnxModel, inputs: Tensors, taken: Tensors, *, atol: float, rtol: float
 ) -> Divergence | None:
     """Return the first tensor that differs, or None where none that has a name in both does.
 
     Args:
         reference: The module that the file was exported from, by the torch that is installed.
         candidate: A float file.
-        inputs: What the module takes, (N, ...).
+        inputs: What the module takes, (N, ...) each.
         taken: The same as the file takes it.
         atol: Where no tensor differs by more than rounding, the first one beyond atol + rtol * |reference| is named.
         rtol: Likewise.
@@ -83,15 +83,16 @@ def first_divergence(
     if not _named_alike(candidate):
         return None
     try:
-        program = traced(reference, min(max(candidate.opset, 18), 23)).exported_program
+        returned = list(outputs_once(reference))
+        program = traced(reference, min(max(candidate.opset, 18), 23), returned).exported_program
     except ToolError as error:
         logger.debug("nothing is located: %s", error)
         return None
     assert program is not None
-    in_graph = dict(zip(program.graph_signature.user_outputs, [LOGITS], strict=False))
+    in_graph = dict(zip(program.graph_signature.user_outputs, returned, strict=False))
     names = {node.name: in_graph.get(node.name, node.name) for node in program.graph.nodes}
-    taken_as = reference.inputs[0].name
-    watched = _Watched(read_proto(candidate.path, weights=False), {*names.values(), taken_as})
+    taken_as = [spec.name for spec in reference.inputs]
+    watched = _Watched(read_proto(candidate.path, weights=False), {*names.values(), *taken_as})
     try:
         values = _run(candidate, watched, taken)
     except ToolError as error:  # a batch that the file fixes, say
@@ -100,7 +101,7 @@ def first_divergence(
     search = _Search(watched, values, names, taken_as, atol, rtol)
     try:
         with torch.no_grad():
-            _Interpreter(program.module(check_guards=False), search.look).run(inputs)
+            _Interpreter(program.module(check_guards=False), search.look).run(*inputs)
     except _Found as found:
         return found.divergence
     return search.beyond_limits
@@ -129,13 +130,13 @@ class _Search:
     watched: _Watched
     values: dict[str, np.ndarray]
     names: Mapping[str, str]
-    taken: str
+    taken: list[str]
     atol: float
     rtol: float
     beyond_limits: Divergence | None = None
 
     def look(self, node: fx.Node, value: object) -> None:
-        name = self.taken if node.op == "placeholder" else self.names.get(node.name, "")
+        name = self.taken.pop(0) if node.op == "placeholder" else self.names.get(node.name, "")
         found = self.values.pop(name, None)
         if found is None or not isinstance(value, Tensor) or not value.is_floating_point():
             return
@@ -192,13 +193,12 @@ def _module_of(node: fx.Node) -> tuple[str, str]:
     return path, str(module_type if isinstance(module_type, str) else module_type.__name__).rpartition(".")[2]
 
 
-def _run(candidate: OnnxModel, watched: _Watched, taken: Tensor) -> dict[str, np.ndarray]:
+def _run(candidate: OnnxModel, watched: _Watched, taken: Tensors) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "watched.onnx"
         onnx.save(watched.proto, path)
         session = open_session(path, weights_beside=candidate.path)
-        outputs = session_outputs(session, taken.numpy())
-    return dict(zip([one.name for one in session.get_outputs()], outputs, strict=True))
+        return run_session(session, *(one.numpy() for one in taken))
 
 
 def _named_alike(candidate: OnnxModel) -> bool:

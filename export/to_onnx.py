@@ -12,7 +12,7 @@ from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx
 from core.preprocessing import InputForm
 from core.result import Report, Result
-from core.torch_model import TorchModel, run_once, torch_digest
+from core.torch_model import TorchModel, outputs_once, torch_digest
 from export.baked import bake_answer, bake_preprocessing, check_bakeable
 from export.tracing import traced
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
@@ -68,6 +68,8 @@ def export(
 ) -> Result[OnnxModel, ExportReport]:
     """Export with a dynamic batch, simplify, verify against the module, and only then give the file its name.
 
+    Texts also have a dynamic length. Outputs keep the names that the module gives them.
+
     Args:
         model: What to export.
         output: The .onnx file to make.
@@ -79,9 +81,10 @@ def export(
             return what is asked.
         GateMissedError: The file does not compute what the module computes.
     """
-    num_classes = run_once(model).shape[1]
-    check_bakeable(model, num_classes, config.input, config.returns)
-    proto = traced(model, config.opset).model_proto
+    returned = outputs_once(model)
+    num_classes = next(iter(returned.values())).shape[1]
+    check_bakeable(model, list(returned), num_classes, config.input, config.returns)
+    proto = traced(model, config.opset, list(returned)).model_proto
     nodes_before = len(proto.graph.node)
     if fits_one_file(proto):
         proto = onnxslim.slim(proto)
@@ -103,11 +106,7 @@ def export(
     with whole_onnx(output, force=force) as part:
         write_onnx(proto, part)
         candidate = open_onnx(part, str(output))
-        if not isinstance(candidate.inputs[0].shape[0], str):
-            raise ToolError(
-                f"{model.name}: its code fixes the batch at {candidate.inputs[0].shape[0]} when traced; "
-                "look for a Python number taken from x.shape[0]"
-            )
+        _require_dynamic(model, candidate)
         verified = require_verified(verify(model, candidate, limits))
     made = open_onnx(output)
     report = ExportReport(
@@ -118,3 +117,14 @@ def export(
         verify=verified,
     )
     return Result(made, report)
+
+
+def _require_dynamic(model: TorchModel, candidate: OnnxModel) -> None:
+    """Raise `ToolError` where tracing has fixed the batch, or another axis that is to be dynamic."""
+    for spec, found in zip(model.inputs, candidate.inputs, strict=True):
+        for axis, (wanted, size) in enumerate(zip(("batch", *spec.axes), found.shape, strict=True)):
+            if isinstance(wanted, str) and not isinstance(size, str):
+                raise ToolError(
+                    f"{model.name}: its code fixes the {wanted} at {size} when traced; look for a Python number taken "
+                    f"from x.shape[{axis}]"
+                )

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.answers import LOGITS
 from core.errors import ToolError
 from core.torch_model import TorchModel, example_inputs
 from core.trace_failure import failing_module
 from export.attention import PlainAttention
 
 
-def traced(model: TorchModel, opset: int) -> torch.onnx.ONNXProgram:
+def traced(model: TorchModel, opset: int, outputs: list[str]) -> torch.onnx.ONNXProgram:
     """Trace a model with a dynamic batch, and translate what was traced to ONNX.
+
+    Args:
+        model: What to trace.
+        opset: Version of the ONNX operator set.
+        outputs: Names of what it returns.
 
     Raises:
         ToolError: The module cannot be traced; the innermost module that fails is named.
@@ -27,7 +31,10 @@ def traced(model: TorchModel, opset: int) -> torch.onnx.ONNXProgram:
     # Copied to default strides: a channels-last weight would be exported with its transpose.
     module = copy.deepcopy(model.module).to(memory_format=torch.contiguous_format)
     names = [spec.name for spec in model.inputs]
-    dynamic = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    dynamic = tuple(
+        {axis: name for axis, name in enumerate(("batch", *spec.axes)) if isinstance(name, str)}
+        for spec in model.inputs
+    )
     try:
         with _quiet(), PlainAttention():
             program = torch.onnx.export(
@@ -36,7 +43,7 @@ def traced(model: TorchModel, opset: int) -> torch.onnx.ONNXProgram:
                 dynamo=True,
                 opset_version=opset,
                 input_names=names,
-                output_names=[LOGITS],
+                output_names=outputs,
                 dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,

@@ -12,10 +12,11 @@ from core.answers import LOGITS, in_like_terms
 from core.data import Data, batches
 from core.errors import GateMissedError, ToolError, require
 from core.onnx_model import OnnxModel
-from core.predict import logits_of, preprocessing_of
-from core.preprocessing import Preprocessing, input_from_pixels
+from core.predict import outputs_of, preprocessing_of
+from core.preprocessing import Preprocessing, Tensors, input_from_pixels
 from core.result import Report
-from core.sessions import FloatArray, made_up_inputs
+from core.sequence_length import sequence_length, with_sequence_length
+from core.sessions import Array, made_up_inputs
 from core.torch_model import TorchModel, example_inputs
 from export.locate import Divergence, first_divergence
 
@@ -24,6 +25,7 @@ CHUNK = 64
 LOCATED_SAMPLES = 8  # run with every tensor watched, which holds all of them at once
 FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
 SQNR_DB = {"int4": 10.0, "int8": 10.0, "bfloat16": 20.0, "float16": 35.0}
+OTHER_LENGTH = 7  # tokens: shows that the length of texts is really dynamic
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,8 @@ class VerifyConfig:
         rtol: Relative tolerance.
         min_sqnr_db: Least signal-to-quantization-noise ratio, in dB.
         min_agreement: Least share of samples with the same top-1 class, in percent.
-        batch_sizes: Batch sizes to compare at; more than one shows that the batch is really dynamic.
+        batch_sizes: Batch sizes to compare at; more than one shows that the batch is really dynamic. Of texts, the last
+            one is compared at another length too.
         provider: Where ONNX files run.
         threads: Threads of a session; 0 takes the cores this process may use.
         seed: Seeds the made-up inputs.
@@ -67,23 +70,25 @@ class VerifyConfig:
 
 
 class Comparison(BaseModel, frozen=True, ser_json_inf_nan="strings"):
-    """Two outputs (N, K) on the same inputs: logits, or log-probabilities where a model returns probabilities.
+    """Two outputs (N, ...) on the same inputs; log-probabilities where a model returns probabilities.
 
     Attributes:
         inputs: What went in: ``batch 7``, or a split's name.
+        output: The output's name.
         samples: N.
         max_abs_err: Largest absolute difference of an element.
         excess: Largest |difference| - rtol * |reference|: the least atol that would pass.
         sqnr_db: 10 log10(sum reference^2 / sum difference^2), in dB; infinite when equal.
-        agreement: Share of samples with the same highest element, in percent.
+        agreement: Share of samples with the same highest element, in percent; None for all outputs but the logits.
     """
 
     inputs: str
+    output: str
     samples: int
     max_abs_err: float
     excess: float
     sqnr_db: float
-    agreement: float
+    agreement: float | None
 
 
 class VerifyReport(Report, frozen=True):
@@ -100,7 +105,7 @@ class VerifyReport(Report, frozen=True):
 def verify(
     reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None = None
 ) -> VerifyReport:
-    """Run both models on the same inputs and compare their outputs.
+    """Run both models on the same inputs and compare their outputs, one by one in their order.
 
     Args:
         reference: What is right.
@@ -109,10 +114,10 @@ def verify(
         data: Samples of its validation split go in; standard normal values without it.
 
     Raises:
-        ToolError: They cannot be run on the same inputs.
+        ToolError: They cannot be run on the same inputs, or differ in the number or shape of outputs.
     """
     run_reference, run_candidate = (
-        logits_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
+        outputs_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
     )
     pixels = _pixels(reference) or _pixels(candidate)
     to_reference, to_candidate = _feed(reference, pixels), _feed(candidate, pixels)
@@ -120,16 +125,18 @@ def verify(
     returns = _returns(reference), _returns(candidate)
     comparisons: list[Comparison] = []
     misses: list[str] = []
-    failing: Tensor | None = None
+    failing: Tensors | None = None
     for inputs, found in _inputs(reference, candidate, config, data):
-        expected = np.concatenate([run_reference(to_reference(batch)).numpy() for batch in found])
-        answered = np.concatenate([run_candidate(to_candidate(batch)).numpy() for batch in found])
-        pair = in_like_terms(expected, answered, returns)
-        comparisons.append(compare(inputs, *pair, rtol=limits.get("rtol", 0.0)))
-        missed = list(_misses(comparisons[-1], limits))
-        if missed and failing is None:
-            failing = _worst(torch.cat(found), *pair)
-        misses += missed
+        pairs = [(run_reference(to_reference(batch)), run_candidate(to_candidate(batch))) for batch in found]
+        for index, (name, expected, answered) in enumerate(_outputs(pairs)):
+            is_first = index == 0
+            pair = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
+            rtol = limits.get("rtol", 0.0)
+            comparisons.append(compare(inputs, *pair, rtol=rtol, output=name, is_first=is_first))
+            missed = list(_misses(comparisons[-1], limits))
+            if missed and failing is None:
+                failing = _worst(found, *pair)
+            misses += missed
     return VerifyReport(
         stage="verify",
         reference=reference.name,
@@ -151,33 +158,63 @@ def require_verified(report: VerifyReport) -> VerifyReport:
     return report
 
 
-def compare(inputs: str, reference: FloatArray, candidate: FloatArray, *, rtol: float) -> Comparison:
-    """Compare two outputs (N, K) on the same inputs.
+def _outputs(pairs: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Iterator[tuple[str, Array, Array]]:
+    """Yield the name of each output, and what reference and candidate say over all batches."""
+    names, others = (list(one) for one in pairs[0])
+    if len(names) != len(others):
+        raise ToolError(
+            f"the reference returns {len(names)} outputs ({', '.join(names)}), the candidate {len(others)} "
+            f"({', '.join(others)}); they cannot be compared one by one"
+        )
+    for name, other in zip(names, others, strict=True):
+        yield name, _joined([one[name].numpy() for one, _ in pairs]), _joined([one[other].numpy() for _, one in pairs])
+
+
+def _joined(arrays: list[Array]) -> Array:
+    """Join batches (N, ...); where they differ in length, as texts do, their places are joined, (N * length, ...)."""
+    is_alike = len({array.shape[1:] for array in arrays}) == 1
+    return np.concatenate(arrays if is_alike else [array.reshape(-1, array.shape[-1]) for array in arrays])
+
+
+def compare(
+    inputs: str,
+    reference: Array,
+    candidate: Array,
+    *,
+    rtol: float,
+    output: str = LOGITS,
+    is_first: bool = True,
+) -> Comparison:
+    """Compare two outputs (N, ...) on the same inputs; the first ones, which are logits, also by their classes.
 
     Raises:
-        ToolError: They differ in shape, or have no class axis.
+        ToolError: They differ in shape, or the first have no class axis.
     """
     if reference.shape != candidate.shape:
-        raise ToolError(f"the candidate returns {candidate.shape} where the reference returns {reference.shape}")
-    if reference.ndim < 2:
+        raise ToolError(
+            f"the candidate returns {candidate.shape} where the reference returns {reference.shape}, as {output!r}"
+        )
+    if is_first and reference.ndim < 2:
         raise ToolError(f"the models return {reference.shape}; outputs of at least two axes, (N, K), can be compared")
+    reference = reference.astype(np.float64)
     difference = np.abs(candidate.astype(np.float64) - reference)
-    noise, signal = float(np.square(difference).sum()), float(np.square(reference, dtype=np.float64).sum())
+    noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
     with np.errstate(divide="ignore", invalid="ignore"):
         sqnr_db = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Comparison(
         inputs=inputs,
+        output=output,
         samples=len(reference),
         max_abs_err=float(difference.max()),
         excess=float((difference - rtol * np.abs(reference)).max()),
         sqnr_db=sqnr_db,
-        agreement=float(100 * (reference.argmax(1) == candidate.argmax(1)).mean()),
+        agreement=float(100 * (reference.argmax(1) == candidate.argmax(1)).mean()) if is_first else None,
     )
 
 
 def _inputs(
     reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None
-) -> Iterator[tuple[str, list[Tensor]]]:
+) -> Iterator[tuple[str, list[Tensors]]]:
     """Yield named lists of batches; real samples where there are some, since made-up ones leave a calibrated range.
 
     Where one of them takes pixels, the batches are pixels. Where a file fixes its batch, that is the only size it can
@@ -189,12 +226,15 @@ def _inputs(
     if data is None:
         for size in sizes:
             yield f"batch {size}", [_made_up(giving, size, config.seed)]
+        if (sequence_length(giving) or 0) > OTHER_LENGTH:
+            shorter = with_sequence_length(giving, OTHER_LENGTH)
+            yield f"batch {sizes[-1]} of {OTHER_LENGTH} tokens", [_made_up(shorter, sizes[-1], config.seed)]
         return
-    preprocessing = preprocessing_of(giving, data)
-    found = batches(data.split("validation"), preprocessing, fixed or CHUNK, limit=DATA_SAMPLES)
-    inputs = [batch for batch, _ in found if not fixed or len(batch) == fixed]
+    split, preprocessing = data.split("validation"), preprocessing_of(giving, data)
+    found = batches(split, preprocessing, fixed or CHUNK, limit=DATA_SAMPLES)
+    inputs = [batch for batch, _ in found if not fixed or len(batch[0]) == fixed]
     for size in sizes:
-        yield f"batch {size}", [torch.cat(inputs)[:size]]
+        yield f"batch {size}", [next(batches(split.take(torch.arange(min(size, len(split)))), preprocessing, size))[0]]
     yield "validation", inputs
 
 
@@ -209,7 +249,7 @@ def _pixels(model: TorchModel | OnnxModel) -> Preprocessing | None:
     return said if said is not None and said.input == "uint8" else None
 
 
-def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callable[[Tensor], Tensor]:
+def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callable[[Tensors], Tensors]:
     """Return the function from shared inputs, which are pixels where one model takes them, to this model's own."""
     if pixels is None or _pixels(model):
         return lambda inputs: inputs
@@ -221,20 +261,26 @@ def _returns(model: TorchModel | OnnxModel) -> str:
     return model.returns if isinstance(model, OnnxModel) else LOGITS
 
 
-def _worst(inputs: Tensor, reference: FloatArray, candidate: FloatArray) -> Tensor:
-    """Return the inputs, where they are many only the sample whose answer is furthest off."""
-    if len(inputs) <= LOCATED_SAMPLES:
-        return inputs
-    worst = int(np.abs(candidate - reference).reshape(len(inputs), -1).max(1).argmax())  # NaN counts as the highest
-    return inputs[worst : worst + 1]
+def _worst(batches: list[Tensors], reference: Array, candidate: Array) -> Tensors:
+    """Return a batch that is small, else the sample whose answer is furthest off."""
+    sizes = [len(batch[0]) for batch in batches]
+    if len(batches) == 1 and sizes[0] <= LOCATED_SAMPLES:
+        return batches[0]
+    errors = np.abs(candidate - reference).reshape(len(reference), -1).max(1)  # NaN counts as the highest
+    worst = int(errors.argmax()) if len(errors) == sum(sizes) else 0  # else the texts' places stand one by one
+    for batch, size in zip(batches, sizes, strict=True):
+        if worst < size:
+            return tuple(one[worst : worst + 1] for one in batch)
+        worst -= size
+    return batches[0]
 
 
 def _located(
     reference: TorchModel | OnnxModel,
     candidate: TorchModel | OnnxModel,
-    to_reference: Callable[[Tensor], Tensor],
-    to_candidate: Callable[[Tensor], Tensor],
-    failing: Tensor | None,
+    to_reference: Callable[[Tensors], Tensors],
+    to_candidate: Callable[[Tensors], Tensors],
+    failing: Tensors | None,
     limits: dict[str, float],
 ) -> Divergence | None:
     """Find where a float32 file leaves its torch module; in a smaller one every tensor does."""
@@ -252,10 +298,10 @@ def _located(
     )
 
 
-def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensor:
+def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensors:
     if isinstance(model, TorchModel):
-        return example_inputs(model, batch_size, seed)[0]
-    return torch.from_numpy(made_up_inputs(model, batch_size, seed)[0])
+        return example_inputs(model, batch_size, seed)
+    return tuple(torch.from_numpy(array) for array in made_up_inputs(model, batch_size, seed))
 
 
 def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str, float]:
@@ -271,7 +317,8 @@ def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str
 
 
 def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
-    where = f"on {comparison.inputs}"
+    is_first = comparison.agreement is not None
+    where = f"on {comparison.inputs}" if is_first else f"in output {comparison.output!r} on {comparison.inputs}"
     if not np.isfinite(comparison.max_abs_err):
         yield f"NaN or infinity {where}"
         return
@@ -282,5 +329,6 @@ def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
         )
     if "min_sqnr_db" in limits and comparison.sqnr_db < limits["min_sqnr_db"]:
         yield f"sqnr_db {comparison.sqnr_db:.1f} {where}, below {limits['min_sqnr_db']:g}"
-    if "min_agreement" in limits and comparison.agreement < limits["min_agreement"]:
-        yield f"agreement {comparison.agreement:.2f} % {where}, below {limits['min_agreement']:g} %"
+    agreement = comparison.agreement
+    if "min_agreement" in limits and agreement is not None and agreement < limits["min_agreement"]:
+        yield f"agreement {agreement:.2f} % {where}, below {limits['min_agreement']:g} %"

@@ -26,7 +26,7 @@ class _Images(Dataset[tuple[Any, int]]):
 
     def __init__(self, data: Data) -> None:
         split = data.split("train")
-        self._images, self._targets = split.samples.fetch(split.indices.tolist(), Preprocessing()), split.labels()
+        (self._images,), self._targets = split.samples.fetch(split.indices.tolist(), Preprocessing()), split.labels()
         self._transform = v2.Compose(
             [
                 v2.ToPILImage(),

@@ -114,7 +114,7 @@ def _measured(
 def _calibration(model: OnnxModel, data: Data) -> np.ndarray:
     train = data.split("train")
     sample = train.take(spread(len(train), CALIBRATION_SAMPLES))
-    return torch.cat([inputs for inputs, _ in batches(sample, preprocessing_of(model, data), 64)]).numpy()
+    return torch.cat([inputs for (inputs,), _ in batches(sample, preprocessing_of(model, data), 64)]).numpy()
 
 
 def _quantized_by(peer: str, folder: Path, peers: Path) -> tuple[OnnxModel | None, str]:

@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def _row(model: OnnxModel, data: Data, batch_size: int) -> dict[str, Any]:
-    ready = [inputs.numpy() for inputs, _ in batches(data.split("test"), preprocessing_of(model, data), batch_size)]
+    ready = [inputs.numpy() for (inputs,), _ in batches(data.split("test"), preprocessing_of(model, data), batch_size)]
     count = len(data.split("test"))
     scored, bare = [], []
     for _ in range(TURNS):

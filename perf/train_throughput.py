@@ -35,6 +35,7 @@ from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_onnx_model, load_torch_model
+from core.outputs import logits_in
 from core.predict import frozen_copy
 from core.torch_model import TorchModel, example_inputs
 
@@ -74,7 +75,7 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     student = load_torch_model(f"{FACTORY}:resnet20", data)
     teacher = load_torch_model(f"{FACTORY}:resnet56,weights={given.teacher_weights}", data)
     speed, tried = choose_speed(student, CONFIG, TYPICAL_STEPS)
-    ask = asking((teacher,), data, provider="cpu", threads=0)
+    ask = asking((teacher,), data, student.preprocessing, provider="cpu", threads=0)
     contenders: dict[str, Steps] = {
         PLAIN: plain_loop(student, teacher, data),
         CACHED: _ours(student, data, speed, _filled(ask, scratch, data)),
@@ -82,7 +83,7 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         CEILING: _ceiling(student, speed),
     }
     if given.teacher_file:
-        file = asking((load_onnx_model(given.teacher_file),), data, provider="cpu", threads=0)
+        file = asking((load_onnx_model(given.teacher_file),), data, student.preprocessing, provider="cpu", threads=0)
         contenders["onnxpress, teacher as an int8 file at every step"] = _ours(student, data, speed, file)
     left_out = []
     for name, make in {"timm": timm_loop, "torchdistill": torchdistill_loop}.items():
@@ -138,8 +139,8 @@ def _interleaved(contenders: dict[str, Steps], turns: int, steps: int) -> dict[s
 
 
 def _ours(student: TorchModel, data: Data, speed: Any, ask: Ask) -> Steps:
-    def loss(logits: Tensor, batch: TrainBatch) -> Tensor:
-        return distillation_loss(logits, ask(batch).logits, batch.targets, CONFIG)
+    def loss(outputs: object, batch: TrainBatch) -> Tensor:
+        return distillation_loss(logits_in(outputs), ask(batch).logits, batch.targets, CONFIG)
 
     loop = prepare_loop(student, data.split("train"), CONFIG, speed, loss)
     train_mode(loop)

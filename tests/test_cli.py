@@ -28,7 +28,7 @@ def test_help_and_usage_errors_import_neither_torch_nor_onnxruntime(arguments: l
         "import sys, cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy', 'pydantic', 'rich'} & set(sys.modules)\n"
+        "heavy = {'torch', 'onnxruntime', 'onnx', 'numpy', 'pydantic', 'rich', 'transformers'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -83,7 +83,7 @@ def test_a_typo_exits_2_with_a_suggestion(onnxpress: Onnxpress, arguments: list[
 def test_a_shape_that_is_none_exits_2(onnxpress: Onnxpress) -> None:
     result = onnxpress("export", "timm:resnet18", "--input-shape", "3,x,8", "-o", "x.onnx")
     assert result.exit_code == 2
-    assert "'3,x,8' is not C,H,W, like 3,224,224" in result.stderr
+    assert "'3,x,8' is neither C,H,W, like 3,224,224, nor int64:SIZES" in result.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--pruning-ratio", "0.5", "--speedup", "2"]], ids=["none", "both"])

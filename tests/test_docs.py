@@ -29,7 +29,7 @@ def test_the_settings_reference_is_current_and_complete() -> None:
 
 
 def shown_commands() -> list[list[str]]:
-    names = ("training.md", "pruning.md", "scaling.md", "settings.md")
+    names = ("training.md", "pruning.md", "scaling.md", "settings.md", "text.md")
     pages = [README, *((ROOT / "docs" / name).read_text() for name in names)]
     blocks = [block for page in pages for block in re.findall(r"```\n(.*?)```", page, re.DOTALL)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]

@@ -203,3 +203,23 @@ def read_twice(num_classes: int = 3, num_features: int = 5) -> nn.Module:
             return last(hidden) + 1e-4 * hidden.mean(1, keepdim=True)  # the same for every class
 
     return ReadTwice(*mlp(num_classes, num_features))
+
+
+class Pair(nn.Module):
+    """Numbers of words and a picture's features to logits and a score: two inputs, two outputs."""
+
+    def __init__(self, num_classes: int, returns: str) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.features = nn.Linear(5, 8)
+        self.head = nn.Linear(8, num_classes)
+        self.returns = returns
+
+    def forward(self, words: Tensor, picture: Tensor) -> object:
+        mixed = torch.relu(self.embedding(words).mean(1) + self.features(picture))
+        logits, score = self.head(mixed), mixed.sum(1)
+        return {"classes": logits, "score": score} if self.returns == "dict" else (logits, score)
+
+
+def pair(num_classes: int = 3, returns: str = "tuple") -> nn.Module:
+    return Pair(num_classes, returns)

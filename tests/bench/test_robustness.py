@@ -49,7 +49,7 @@ class Brittle(nn.Module):
         super().__init__()
         self.module = module
         levels = torch.arange(17).mul(255 / 16).round().view(17, 1, 1, 1)
-        self.register_buffer("levels", normalise(levels, preprocessing).flatten())
+        self.register_buffer("levels", normalise((levels,), preprocessing)[0].flatten())
 
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self.levels, Tensor)
@@ -110,8 +110,8 @@ def test_the_seed_decides_the_draw(corruption: Corruption) -> None:
 def test_an_image_is_corrupted_alike_in_whatever_batch_it_comes(corruption: Corruption, digits: Data) -> None:
     samples = CorruptedSamples(digits.split("test").samples, corruption, 5, seed=3)
     preprocessing = Preprocessing(image_size=(8, 8), channels=1)
-    whole = samples.fetch(range(7), preprocessing)
-    parts = [samples.fetch([5, 2], preprocessing), samples.fetch([4], preprocessing)]
+    (whole,) = samples.fetch(range(7), preprocessing)
+    parts = [samples.fetch([5, 2], preprocessing)[0], samples.fetch([4], preprocessing)[0]]
     assert torch.equal(torch.cat(parts), whole[[5, 2, 4]])
     assert len(samples) == len(digits.split("test").samples)
 
@@ -225,7 +225,7 @@ def test_fgsm_moves_no_pixel_farther_than_epsilon_and_raises_the_loss(
     trained: TorchModel, digits: Data, epsilon: float
 ) -> None:
     split = digits.split("test")
-    images = split.samples.fetch(split.indices[:64].tolist(), trained.preprocessing)
+    (images,) = split.samples.fetch(split.indices[:64].tolist(), trained.preprocessing)
     targets = split.labels()[:64]
     found = fgsm(trained.module, images, targets, trained.preprocessing, epsilon)
     assert largest(found, images) == pytest.approx(255 * epsilon, rel=1e-5)
@@ -233,7 +233,7 @@ def test_fgsm_moves_no_pixel_farther_than_epsilon_and_raises_the_loss(
     assert found.max() <= 255
     with torch.no_grad():
         clean, attacked = (
-            nn.functional.cross_entropy(trained.module(normalise(pixels, trained.preprocessing)), targets)
+            nn.functional.cross_entropy(trained.module(*normalise((pixels,), trained.preprocessing)), targets)
             for pixels in (images, found)
         )
     assert attacked > clean

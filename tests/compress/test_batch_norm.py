@@ -13,7 +13,7 @@ def test_statistics_are_those_of_the_samples(digits: Data, trained: TorchModel) 
     module = nn.Sequential(nn.BatchNorm2d(1))
     split = digits.split("train").take(torch.arange(512))
     re_estimate_batch_norm(module, split, trained.preprocessing, 512)
-    samples = torch.cat([inputs for inputs, _ in batches(split, trained.preprocessing, 64)])
+    samples = torch.cat([inputs for (inputs,), _ in batches(split, trained.preprocessing, 64)])
     assert torch.allclose(module[0].running_mean, samples.mean().reshape(1), atol=1e-5)
     assert torch.allclose(module[0].running_var, samples.var().reshape(1), rtol=1e-2)
     assert module[0].momentum == 0.1

@@ -43,7 +43,7 @@ def normal_with_outliers(outlier: float = 100.0) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_tensor_has_the_range_of_all_batches(method: Method) -> None:
-    batches = [np.full((2, 8), value, np.float32) for value in (1.0, -3.0, 2.0)]
+    batches = [(np.full((2, 8), value, np.float32),) for value in (1.0, -3.0, 2.0)]
     told: list[int] = []
     ranges = ranges_of(observe(graph("Relu"), batches, told.append, histograms=method != "minmax"), method)
     assert told == [1, 2, 3]
@@ -54,7 +54,7 @@ def test_every_tensor_has_the_range_of_all_batches(method: Method) -> None:
 
 
 def test_zero_is_in_every_range() -> None:
-    seen = observe(graph("Identity"), [np.full((1, 8), 5, np.float32)], lambda _: None)
+    seen = observe(graph("Identity"), [(np.full((1, 8), 5, np.float32),)], lambda _: None)
     assert ranges_of(seen, "minmax")["x"] == (0.0, 5.0)
 
 
@@ -110,7 +110,7 @@ def test_a_tensor_of_zeros_has_a_range(method: Method) -> None:
 @pytest.mark.parametrize("histograms", [True, False])
 def test_a_tensor_that_is_not_finite_is_named(histograms: bool) -> None:
     with pytest.raises(ToolError, match="the tensor 'middle' is not finite on a calibration sample"):
-        observe(graph("Log"), [np.full((1, 8), -1, np.float32)], lambda _: None, histograms=histograms)
+        observe(graph("Log"), [(np.full((1, 8), -1, np.float32),)], lambda _: None, histograms=histograms)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ made = helper.make_graph(
 )
 proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 random = np.random.default_rng(0)
-batches = (random.standard_normal((32, 3, 16, 16), dtype=np.float32) for _ in range(samples // 32))
+batches = ((random.standard_normal((32, 3, 16, 16), dtype=np.float32),) for _ in range(samples // 32))
 observe(proto, batches, lambda _: None, histograms=histograms)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """

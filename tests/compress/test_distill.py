@@ -16,9 +16,10 @@ from compress.logit_losses import kd_loss
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.input_spec import InputSpec
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, open_onnx
-from core.torch_model import InputSpec, TorchModel
+from core.torch_model import TorchModel
 
 
 def random_logits(seed: int) -> torch.Tensor:

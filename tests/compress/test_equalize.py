@@ -149,5 +149,5 @@ def test_a_corrected_bias_takes_off_what_rounding_adds(make, shared: bool, tmp_p
         error = answers(rounded(graph), inputs, tmp_path) - answers(proto, inputs, tmp_path)
         return float(np.abs(error.mean(axis=(0, *range(2, error.ndim)))).max())
 
-    means = channel_means(proto, [inputs[:32], inputs[32:]])
+    means = channel_means(proto, [(inputs[:32],), (inputs[32:],)])
     assert bias(corrected(proto, means, layout)) < 0.1 * bias(proto)

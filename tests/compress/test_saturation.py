@@ -134,7 +134,7 @@ def test_an_emulated_processor_without_vnni_answers_alike(quantized: OnnxModel, 
         onnx.save(proto, tmp_path / f"{key}.onnx")
         np.save(tmp_path / f"{key}.npy", samples(proto))
         files.append(key)
-    inputs = next(batches(digits.split("test"), quantized.preprocessing, 100))[0].numpy()
+    inputs = next(batches(digits.split("test"), quantized.preprocessing, 100))[0][0].numpy()
     onnx.save(saturating(onnx.load(quantized.path)), tmp_path / "saturated.onnx")
     expected["digits"] = open_session(tmp_path / "saturated.onnx").run(None, {"input": inputs})[0]
     shutil.copy(quantized.path, tmp_path / "digits.onnx")

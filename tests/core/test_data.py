@@ -140,7 +140,7 @@ def test_the_same_samples_are_held_out_whatever_the_seed() -> None:
 def test_take_keeps_the_order_and_composes() -> None:
     split = numbered(10).take(torch.tensor([7, 3, 5])).take(torch.tensor([2, 0]))
     assert split.labels().tolist() == [5, 7]
-    assert [inputs.flatten().tolist() for inputs, _ in batches(split, Preprocessing(), 5)] == [[5, 7]]
+    assert [inputs.flatten().tolist() for (inputs,), _ in batches(split, Preprocessing(), 5)] == [[5, 7]]
 
 
 def data_with(**splits: Split) -> Data:
@@ -150,7 +150,7 @@ def data_with(**splits: Split) -> Data:
         **(absent | splits),
         labels=("cat",),
         sample_shape=(1,),
-        is_image=False,
+        kind="values",
         fingerprint="",
     )
 
@@ -169,9 +169,9 @@ def test_a_present_split_is_returned() -> None:
 
 def test_batches_are_normalised_float32_in_order() -> None:
     found = list(batches(numbered(5), Preprocessing(scale=0.5), 2))
-    assert [inputs.flatten().tolist() for inputs, _ in found] == [[0, 0.5], [1, 1.5], [2]]
+    assert [inputs.flatten().tolist() for (inputs,), _ in found] == [[0, 0.5], [1, 1.5], [2]]
     assert [targets.tolist() for _, targets in found] == [[0, 1], [2, 3], [4]]
-    assert all(inputs.dtype == torch.float32 for inputs, _ in found)
+    assert all(inputs.dtype == torch.float32 for (inputs,), _ in found)
 
 
 def test_a_limit_spreads_over_the_whole_split() -> None:
@@ -212,10 +212,10 @@ class Unreadable:
     def __len__(self) -> int:
         return 6
 
-    def fetch(self, indices: list[int], preprocessing: Preprocessing) -> Tensor:
+    def fetch(self, indices: list[int], preprocessing: Preprocessing) -> tuple[Tensor]:
         if 3 in indices:
             raise ToolError("cannot read the image 3.png: cut short")
-        return torch.zeros(len(indices), 1)
+        return (torch.zeros(len(indices), 1),)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -229,7 +229,7 @@ def test_an_error_while_fetching_arrives_as_it_was_raised(num_workers: int) -> N
 def test_batches_before_the_error_still_arrive() -> None:
     split = whole_split(Unreadable(1), torch.zeros(6, dtype=torch.int64))
     found = batches(split, Preprocessing(), 3)
-    assert next(found)[0].shape == (3, 1)
+    assert next(found)[0][0].shape == (3, 1)
     with pytest.raises(ToolError, match="cut short"):
         next(found)
 

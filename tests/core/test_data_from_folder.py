@@ -20,7 +20,7 @@ def test_an_unknown_argument_of_a_folder_suggests_the_nearest(image_folder: Make
 def test_a_folder_is_read(image_folder: MakeFolder) -> None:
     root = image_folder({"train/cat": 12, "train/dog": 8, "val/cat": 3, "val/dog": 1, "test/dog": 2})
     data = load_data(str(root))
-    assert (data.labels, data.sample_shape, data.is_image) == (("cat", "dog"), (3, 8, 6), True)
+    assert (data.labels, data.sample_shape, data.kind) == (("cat", "dog"), (3, 8, 6), "image")
     assert (len(data.split("train")), len(data.split("validation")), len(data.split("test"))) == (20, 4, 2)
     assert data.split("test").labels().tolist() == [1, 1]
 

@@ -22,7 +22,7 @@ FLOATS: dict[str, Any] = {
 
 def test_an_npz_file_is_read(npz: MakeNpz) -> None:
     data = load_data(npz(**FLOATS, labels=["a", "b", "c", "d"]))
-    assert (data.labels, data.sample_shape, data.is_image) == (("a", "b", "c", "d"), (5,), False)
+    assert (data.labels, data.sample_shape, data.kind) == (("a", "b", "c", "d"), (5,), "values")
     assert (len(data.split("train")), len(data.split("validation")), len(data.split("test"))) == (36, 4, 8)
 
 

@@ -31,7 +31,7 @@ def mnist(tmp_path: Path) -> Path:
 
 def test_a_torchvision_data_set_is_read(mnist: Path) -> None:
     data = load_data(f"torchvision:MNIST,root={mnist}")
-    assert (data.sample_shape, data.is_image) == ((1, 28, 28), True)
+    assert (data.sample_shape, data.kind) == ((1, 28, 28), "image")
     assert data.labels[:2] == ("0 - zero", "1 - one")
     assert (len(data.split("train")), len(data.split("validation")), len(data.split("test"))) == (27, 3, 10)
     assert pixels_of(data, "test")[:, 0, 0, 0].tolist() == [20 * digit for digit in range(10)]

@@ -26,7 +26,7 @@ def test_the_digits_are_all_there() -> None:
         "test": 359,
     }
     assert data.labels == tuple("0123456789")
-    assert (data.sample_shape, data.is_image) == ((1, 8, 8), True)
+    assert (data.sample_shape, data.kind) == ((1, 8, 8), "image")
     assert pixels_of(data, "test").max() == 255
 
 
@@ -64,7 +64,7 @@ def test_another_kind_of_file_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["hf:mnist"])
 def test_what_is_not_supported_yet_says_so(text: str) -> None:
-    with pytest.raises(ToolError, match=f"'{text}': .*not supported yet; use a folder or an .npz file"):
+    with pytest.raises(ToolError, match=f"'{text}': .*not supported yet; save it as a .tsv or .jsonl file of texts"):
         load_data(text)
 
 

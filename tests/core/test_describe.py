@@ -25,7 +25,8 @@ def test_a_torch_model_is_described(factory_file: Path) -> None:
     assert found.operators == {"Linear": 2, "ReLU": 1}
     assert found.labels == ("0", "1", "2")
     assert found.history == ("finetune", "prune")
-    assert (found.outputs, found.size_bytes, found.opset) == (None, None, None)
+    assert found.outputs == ("logits (3,) float32",)
+    assert (found.size_bytes, found.opset) == (None, None)
 
 
 def test_macs_of_a_convolution_are_those_of_its_formula() -> None:

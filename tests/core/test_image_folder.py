@@ -150,7 +150,7 @@ def test_images_of_any_size_are_fitted_in_worker_processes(image_folder: MakeFol
     files = ImageFiles(tuple(paths), "RGB", num_workers=1)
     split = whole_split(files, torch.zeros(3, dtype=torch.int64))
     (found,) = batches(split, Preprocessing(image_size=(5, 5), channels=3), 8)
-    assert found[0].shape == (3, 3, 5, 5)
+    assert found[0][0].shape == (3, 3, 5, 5)
 
 
 def test_a_cut_image_met_by_a_worker_process_is_one_line(image_folder: MakeFolder, cut: Cut) -> None:

@@ -22,7 +22,7 @@ MakeOnnx = Callable[..., Path]
 
 
 def inputs_of(model: TorchModel, data: Data) -> torch.Tensor:
-    return torch.cat([inputs for inputs, _ in batches(data.split("train"), model.preprocessing, 256)])
+    return torch.cat([inputs for (inputs,), _ in batches(data.split("train"), model.preprocessing, 256)])
 
 
 def test_a_factory_takes_classes_channels_and_statistics_from_the_data(factory_file: Path, digits: Data) -> None:
@@ -146,7 +146,6 @@ def test_an_input_that_the_model_cannot_take_names_the_failing_module(factory_fi
         pytest.param("torchvision:resnte18", r"torchvision has no model 'resnte18'\. Did you mean", id="torchvision"),
         pytest.param("trochvision:resnet18", r"unknown kind 'trochvision'.* Did you mean 'torchvision'\?", id="prefix"),
         pytest.param("timm:resnet18,pretrained", "'pretrained' is not key=value", id="no-pair"),
-        pytest.param("hf:google/vit", "hf: models are not supported yet; wrap the model in a FILE.py", id="hf"),
         pytest.param("nowhere.py:cnn", r"nowhere\.py does not exist", id="factory-file"),
         pytest.param("nowhere.onnx", r"nowhere\.onnx does not exist", id="onnx"),
         pytest.param("nowhere", "nowhere does not exist", id="path"),

@@ -9,10 +9,10 @@ from onnx import TensorProto, helper
 
 from core.errors import ToolError
 from core.history import step
+from core.input_spec import InputSpec
 from core.onnx_model import TensorSpec, explain, open_onnx, read_proto
 from core.preprocessing import Preprocessing
 from core.references import file_sha256
-from core.torch_model import InputSpec
 
 MakeProto = Callable[..., onnx.ModelProto]
 MakeOnnx = Callable[..., Path]

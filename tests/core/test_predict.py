@@ -12,11 +12,12 @@ import torch
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.input_spec import InputSpec
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, explain, open_onnx
 from core.predict import accuracy, check_same_task, logits_of, predict, preprocessing_of
 from core.preprocessing import Preprocessing, normalise
-from core.torch_model import InputSpec, TorchModel
+from core.torch_model import TorchModel
 
 MakeOnnx = Callable[..., Path]
 SAMPLES = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
@@ -46,7 +47,7 @@ def test_a_torch_model_is_run_over_the_whole_split_in_order(untrained: TorchMode
     logits, targets = predict(untrained, digits, "test", batch_size=100)
     raw = digits.split("test").samples.fetch(digits.split("test").indices.tolist(), untrained.preprocessing)
     with torch.no_grad():
-        expected = untrained.module(normalise(raw, untrained.preprocessing)).numpy()
+        expected = untrained.module(*normalise(raw, untrained.preprocessing)).numpy()
     assert logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
     assert np.array_equal(targets, digits.split("test").labels().numpy())
@@ -112,9 +113,9 @@ def test_preprocessing_is_the_models_own(
 
 def test_logits_do_not_follow_later_changes_of_the_module(mlp: TorchModel) -> None:
     run = logits_of(mlp)
-    before = run(torch.ones(2, 5))
+    before = run((torch.ones(2, 5),))
     torch.nn.init.zeros_(mlp.module[2].weight)
-    assert torch.equal(run(torch.ones(2, 5)), before)
+    assert torch.equal(run((torch.ones(2, 5),)), before)
     assert not before.requires_grad
 
 

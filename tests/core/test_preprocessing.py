@@ -18,7 +18,7 @@ def images(channels: int = 3, height: int = 8, width: int = 8) -> torch.Tensor:
 
 def test_normalise_equals_numpy() -> None:
     raw = images()
-    made = normalise(raw, Preprocessing(scale=1 / 255, mean=MEAN, std=STD))
+    (made,) = normalise((raw,), Preprocessing(scale=1 / 255, mean=MEAN, std=STD))
     scaled = raw.numpy().astype(np.float64) / 255
     expected = (scaled - np.reshape(MEAN, (1, 3, 1, 1))) / np.reshape(STD, (1, 3, 1, 1))
     assert made.dtype == torch.float32
@@ -26,13 +26,13 @@ def test_normalise_equals_numpy() -> None:
 
 
 def test_each_channel_of_flat_samples_has_its_own_mean() -> None:
-    made = normalise(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Preprocessing(mean=(1, 2), std=(1, 2)))
+    (made,) = normalise((torch.tensor([[1.0, 2.0], [3.0, 4.0]]),), Preprocessing(mean=(1, 2), std=(1, 2)))
     assert made.tolist() == [[0, 0], [2, 1]]
 
 
 def test_without_settings_samples_pass_as_they_are() -> None:
     samples = torch.randn(4, 5)
-    assert torch.equal(normalise(samples, Preprocessing()), samples)
+    assert torch.equal(*normalise((samples,), Preprocessing()), samples)
     assert fit_images(samples, Preprocessing()) is samples
 
 

@@ -76,7 +76,7 @@ def test_cuda_with_a_gpu_is_used_first(linear_onnx: MakeOnnx) -> None:
     session = open_session(linear_onnx(), "cuda")
     assert session.get_providers()[0] == "CUDAExecutionProvider"
     found = run_session(session, np.ones((2, 5), np.float32))
-    assert found.tolist() == [[30, 35, 40]] * 2
+    assert found["y"].tolist() == [[30, 35, 40]] * 2
 
 
 @pytest.mark.parametrize(("threads", "used"), [(1, 1), (3, 3), (0, available_cores())])
@@ -88,7 +88,7 @@ def test_threads_are_those_asked_for(linear_onnx: MakeOnnx, threads: int, used: 
 def test_a_session_computes(linear_onnx: MakeOnnx) -> None:
     inputs = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
     expected = inputs @ np.arange(15, dtype=np.float32).reshape(5, 3)
-    np.testing.assert_allclose(run_session(open_session(linear_onnx()), inputs), expected, rtol=1e-5)
+    np.testing.assert_allclose(run_session(open_session(linear_onnx()), inputs)["y"], expected, rtol=1e-5)
 
 
 def test_a_missing_file_suggests_the_nearest(linear_onnx: MakeOnnx) -> None:

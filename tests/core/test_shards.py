@@ -55,7 +55,7 @@ def samples(first: int, count: int, *, labelled: bool = True) -> dict[str, bytes
 def colours(data: Data, split: str = "train") -> dict[int, int]:
     """Colour to class of every sample."""
     found = {}
-    for inputs, targets in batches(data.split(split), Preprocessing(image_size=(6, 5), channels=3), 4):
+    for (inputs,), targets in batches(data.split(split), Preprocessing(image_size=(6, 5), channels=3), 4):
         found |= dict(zip(inputs[:, 0, 0, 0].int().tolist(), targets.tolist(), strict=True))
     return found
 
@@ -206,5 +206,5 @@ def test_the_fingerprint_follows_the_files(shard: MakeShard) -> None:
 
 def test_decoding_gives_the_pixels(shard: MakeShard) -> None:
     data = load_data(f"wds:{shard('a.tar', samples(7, 4))}")
-    images = data.split("train").samples.fetch([0, 3], Preprocessing(image_size=(6, 5), channels=3))
+    (images,) = data.split("train").samples.fetch([0, 3], Preprocessing(image_size=(6, 5), channels=3))
     assert torch.equal(images[:, 0, 0, 0], torch.tensor([7, 10], dtype=torch.uint8))

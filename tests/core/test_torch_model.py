@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import ToolError
+from core.input_spec import InputSpec
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan
-from core.torch_model import InputSpec, Source, TorchModel, example_inputs, num_params, run_once, torch_digest
+from core.torch_model import Source, TorchModel, example_inputs, num_params, run_once, torch_digest
 
 
 def model_of(module: nn.Module, *shape: int) -> TorchModel:
@@ -76,15 +77,17 @@ def test_the_innermost_failing_module_is_named(module: nn.Module, where: str) ->
 @pytest.mark.parametrize(
     ("value", "described"),
     [
-        pytest.param((1, 2), "a tuple", id="tuple"),
-        pytest.param({"logits": 1}, "a dict", id="dict"),
-        pytest.param(None, "a NoneType", id="nothing"),
-        pytest.param(lambda x: x.reshape(2, 5, 1), r"a tensor of shape \(2, 5, 1\)", id="three-axes"),
-        pytest.param(lambda x: x.sum(1), r"a tensor of shape \(2,\)", id="one-axis"),
+        pytest.param((1, 2), "an? int as 'logits'; every output must be a tensor", id="tuple"),
+        pytest.param({"logits": 1}, "an? int as 'logits'; every output must be a tensor", id="dict"),
+        pytest.param(None, "a NoneType; a model returns tensors, logits first", id="nothing"),
+        pytest.param(
+            lambda x: x.reshape(2, 5, 1), r"a tensor of shape \(2, 5, 1\); a classifier returns logits", id="three-axes"
+        ),
+        pytest.param(lambda x: x.sum(1), r"a tensor of shape \(2,\); a classifier returns logits", id="one-axis"),
     ],
 )
 def test_what_is_no_classifier_is_described(value: object, described: str) -> None:
-    with pytest.raises(ToolError, match=rf"nets\.py:net returns {described}; a classifier returns logits"):
+    with pytest.raises(ToolError, match=rf"nets\.py:net returns {described}"):
         run_once(model_of(Returning(value)))
 
 
