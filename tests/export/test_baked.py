@@ -53,7 +53,7 @@ def test_raw_images_give_what_the_module_gives_of_normalised_ones(
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 8, 8, 1), dtype=np.uint8)
     with torch.no_grad():
-        inputs = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), trained.preprocessing)
+        (inputs,) = normalise((torch.from_numpy(images).permute(0, 3, 1, 2),), trained.preprocessing)
         expected = torch.softmax(trained.module(inputs), 1).topk(3)
     probabilities, classes = run(top3, images)
     np.testing.assert_allclose(probabilities, expected.values, rtol=1e-4)
@@ -140,7 +140,7 @@ def test_only_what_changes_something_is_baked_in(
     assert [node.op_type for node in proto.graph.node][: len(operators) + 1] == [*operators, "Conv"]
     onnx.save(proto, tmp_path / "baked.onnx")
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
-    inputs = normalise(torch.from_numpy(images).permute(0, 3, 1, 2), preprocessing).numpy()
+    inputs = normalise((torch.from_numpy(images).permute(0, 3, 1, 2),), preprocessing)[0].numpy()
     (found,), (expected,) = run(open_onnx(tmp_path / "baked.onnx"), images), run(exported, inputs)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
