@@ -11,6 +11,7 @@ import onnx
 from pydantic import SerializeAsAny
 
 from compress.calibration import Method
+from compress.calibration_doubts import doubts
 from compress.half_precision import overflowing, write_half
 from compress.int8_choice import Form, Treatment, Trial, Tried, choose, drop_against
 from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
@@ -18,10 +19,11 @@ from compress.int8_sensitivity import LayerDamage
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
 from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
 from compress.weight_only import write_int4
-from core.data import Data
+from core.data import Data, spread
 from core.errors import GateMissedError
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
+from core.predict import preprocessing_of
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.whole_output import whole_file
@@ -120,6 +122,7 @@ def quantize(
     with whole_file(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
             if measure_speedup:
+                _say_doubts(model, data, config)
                 trial = Trial(
                     write=source.write,
                     measure_speedup=partial(measure_speedup, model),
@@ -238,6 +241,13 @@ def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | No
         return None
     saturated = source.saturated(made.form)
     return trial.drop_of(saturated) if saturated else made.drop
+
+
+def _say_doubts(model: OnnxModel, data: Data, config: QuantizeConfig) -> None:
+    train, validation = data.split("train"), data.split("validation")
+    calibration = train.take(spread(len(train), config.calibration_samples))
+    for doubt in doubts(calibration, validation, preprocessing_of(model, data), config.max_drop):
+        logger.warning("%s", doubt)
 
 
 def _warn(speedup: float | None, drop_without_vnni: float | None, config: QuantizeConfig) -> None:

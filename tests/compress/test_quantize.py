@@ -110,7 +110,7 @@ def test_calibration_data_of_the_wrong_shape_is_refused(exported: OnnxModel, tmp
     wrong = tmp_path / "wrong.npz"
     random = np.random.default_rng(0)
     np.savez(wrong, x_train=random.standard_normal((20, 1, 9, 9)).astype("f4"), y_train=np.arange(20) % 10)
-    with pytest.raises(ToolError, match=r"the samples are float32 \(1, 9, 9\), the model takes uint8 images"):
+    with pytest.raises(ToolError, match=r"takes images, .* holds samples that are not images"):
         quantize(exported, load_data(str(wrong)), tmp_path / "x.onnx", QuantizeConfig())
     assert not (tmp_path / "x.onnx").exists()
 

@@ -87,6 +87,7 @@ def one_channel_large(trained: TorchModel) -> TorchModel:
     return replace(trained, module=module)
 
 
+@pytest.mark.slow
 def test_training_mends_what_calibration_alone_loses(
     one_channel_large: TorchModel, digits: Data, tmp_path: Path
 ) -> None:
