@@ -1,11 +1,14 @@
-"""Speed and accuracy of `quantize`'s int8 file beside those of the peers, in one interleaved run.
+"""Speed and accuracy of `quantize`'s int8 file beside those of the peers, in one interleaved run; and a text model's.
 
-Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safetensors --peers FOLDER [--json]
+Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safetensors --peers FOLDER
+    [--text-model CHECKPOINT --text-data sst2] [--json]
 
 Three models: ResNet-56 on CIFAR-10 with its trained weights, and timm's resnet18 and tf_efficientnet_lite0 at 224
 pixels with random ones, of which only the speed and the agreement with float32 mean something. Every tool is given the
 same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
 cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
+
+A text model, fine-tuned before, is quantized in every way there is for it, and timed on texts of 32 tokens.
 
 Exits 3 when a peer's file is faster than ours, which is when the interval of its speedup lies above ours, when
 ResNet-56 loses more than 0.2 points on the test split, or when quantizing it takes more than two minutes.
@@ -33,6 +36,7 @@ from core.errors import ToolError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, open_onnx
 from core.predict import preprocessing_of
+from core.sequence_length import with_sequence_length
 from export.to_onnx import ExportConfig, export
 from stages import quantize_measured
 
@@ -51,11 +55,13 @@ TIMING = BenchConfig(threads=1, iterations=700, rounds=20, max_rounds=40, max_se
 
 
 def main() -> None:
-    """Measure, write docs/results/quantize-peers.{json,md}, and exit with the verdict."""
+    """Measure, write docs/results/quantize.{json,md}, and exit with the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--weights", required=True, help="of ResNet-56")
     parser.add_argument("--peers", required=True, type=Path, help="folder of the peers' environments")
+    parser.add_argument("--text-model", help="checkpoint of a fine-tuned text model")
+    parser.add_argument("--text-data", help="what it was fine-tuned on")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
@@ -68,8 +74,10 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     rows = [row for rows, _, _ in found for row in rows]
+    if given.text_model:
+        rows += _text_rows(given.text_model, load_data(given.text_data))
     result = measured_here(
-        "quantize-peers",
+        "quantize",
         f"python perf/quantize_peers.py --data {Path(given.data).name} --weights {Path(given.weights).name}",
         rows=rows,
         left_out=[one for _, missing, _ in found for one in missing],
@@ -109,6 +117,33 @@ def _measured(
         report = bench(list(files.values()), [TIMING], data if is_trained else None)
     rows = [_row(name, tool, row, is_trained) for tool, row in zip(files, report.rows, strict=True)]
     return rows, left_out, _bars(name, rows, seconds if is_trained else None)
+
+
+TEXT_FORMS: dict[str, dict[str, Any]] = {
+    "static int8": {"form": "qdq"},
+    "dynamic int8": {"form": "dynamic"},
+    "int4": {"precision": "int4"},
+}
+TEXT_TOKENS = 32
+
+
+def _text_rows(checkpoint: str, data: Data) -> list[dict[str, Any]]:
+    """Return the rows of a text model: float32, what is chosen, and each form by itself."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        whole = export(load_torch_model(checkpoint, data), folder / f"{FLOAT}.onnx", ExportConfig()).model
+        files = {FLOAT: whole}
+        for name, settings in {f"{OURS}, chosen": {}, **TEXT_FORMS}.items():
+            _say(f"text: {name}")
+            config = QuantizeConfig(calibration_samples=CALIBRATION_SAMPLES, max_drop=100.0, **settings)
+            try:
+                made = quantize_measured(whole, data, folder / f"{len(files)}.onnx", config, 1, lambda *_: None)
+                files[name] = made.model
+            except ToolError as error:
+                _say(f"text: {name}: {error}")
+        shorter = [with_sequence_length(file, TEXT_TOKENS) for file in files.values()]
+        report = bench(shorter, [TIMING], data)
+    return [_row("MiniLM on SST-2", tool, row, True) for tool, row in zip(files, report.rows, strict=True)]
 
 
 def _calibration(model: OnnxModel, data: Data) -> np.ndarray:
@@ -217,7 +252,7 @@ def _markdown(result: dict[str, Any]) -> str:
     )
     missing = "".join(f"- {one['peer']} on {one['model']}: {one['why']}\n" for one in result["left_out"])
     left_out = f"Left out:\n\n{missing}" if missing else ""
-    return page("int8 beside the peers", result, table, bars_table(result["bars"]), left_out)
+    return page("Quantized files beside the peers'", result, table, bars_table(result["bars"]), left_out)
 
 
 def _say(text: str) -> None:
