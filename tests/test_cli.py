@@ -100,6 +100,7 @@ def test_no_arguments_show_the_commands(onnxpress: Onnxpress) -> None:
 def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str) -> None:
     """The README's first real use, command by command."""
     quick = ["--epochs", 3, "--batch-size", 64, "--lr", 0.1, "-q"]
+    int8 = ["--threads", 1, "--form", "qdq", "--max-drop", 10]
     for arguments in (
         ["finetune", f"{tiny}:cnn,width=32", "--data", "digits", "-o", "teacher", *quick],
         ["distill", f"{tiny}:cnn", "--teacher", "teacher", "--data", "digits", "-o", "student", *quick],
@@ -107,7 +108,7 @@ def test_from_a_factory_to_a_verified_int8_file(onnxpress: Onnxpress, tiny: str)
         ["distill", "pruned", "--teacher", "teacher", "--data", "digits", "-o", "recovered", *quick],
         ["export", "recovered", "-o", "float32.onnx", "-q"],
         ["verify", "float32.onnx", "--reference", "recovered", "-q"],
-        ["quantize", "float32.onnx", "--threads", 1, "--data", "digits", "--form", "qdq", "-o", "int8.onnx", "-q"],
+        ["quantize", "float32.onnx", *int8, "--data", "digits", "-o", "int8.onnx", "-q"],
         ["inspect", "int8.onnx"],
     ):
         result = onnxpress(*arguments)

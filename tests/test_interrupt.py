@@ -87,6 +87,7 @@ def test_a_swallowed_interrupt_comes_again() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 def test_an_interrupted_recipe_goes_on_where_it_stopped(tmp_path: Path, tiny: str) -> None:
     recipe = (
         'data = "digits"\n'

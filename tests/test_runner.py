@@ -49,6 +49,7 @@ name = "int8"
 model = "float32"
 calibration_samples = 64
 form = "qdq"
+max_drop = 50  # the epochs are few, and so are the samples
 [[stage]]
 kind = "bench"
 models = ["baseline", "float32", "int8"]
@@ -80,6 +81,7 @@ def run_some(run: Callable[..., Result], tiny: str, tmp_path: Path) -> Callable[
     return chosen
 
 
+@pytest.mark.slow
 def test_a_recipe_may_have_two_teachers_and_a_cache(run: Callable[..., Result], tiny: str, tmp_path: Path) -> None:
     recipe = RECIPE.format(tiny=tiny).partition('[[stage]]\nkind = "prune"')[0]
     recipe = recipe.replace(

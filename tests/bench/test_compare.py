@@ -46,6 +46,7 @@ def test_the_report_names_machine_and_versions(exported: OnnxModel) -> None:
     assert report.versions["torch"] == torch.__version__.partition("+")[0]
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_every_combination_against_its_own_baseline(exported: OnnxModel, quantized: OnnxModel) -> None:
     settings = sweep(QUICK, ["cpu"], [1, 4], [1, 2])
     report = bench([exported, quantized], settings)

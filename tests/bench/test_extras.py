@@ -19,6 +19,7 @@ def test_nothing_else_is_measured_unless_asked_for(exported: OnnxModel) -> None:
     assert extra_tables(report) == []
 
 
+@pytest.mark.slow
 def test_what_is_asked_for_is_in_the_report_and_tabled(
     trained: TorchModel, exported: OnnxModel, quantized: OnnxModel, digits: Data
 ) -> None:

@@ -88,6 +88,7 @@ def test_the_server_is_tried_at_what_single_stream_suggests_first(report: Servic
     assert report.server.trials[0].rate == pytest.approx(1000 / report.single_stream.p50_ms)
 
 
+@pytest.mark.slow
 def test_an_impossible_slo_gives_no_rate_and_nothing_is_left_behind(
     exported: OnnxModel, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

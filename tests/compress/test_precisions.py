@@ -102,6 +102,7 @@ def test_dynamic_int8_is_tried_where_matrices_are_multiplied() -> None:
     assert "dynamic" not in forms("Conv", "Conv", "Gemm")
 
 
+@pytest.mark.slow
 def test_a_dynamic_lstm_keeps_seven_bits(untrained: TorchModel, digits: Data, tmp_path: Path) -> None:
     start = replace(untrained, module=Rows())
     trained = finetune(start, digits, FinetuneConfig(epochs=3, batch_size=64, lr=0.1, crop_padding=0)).model

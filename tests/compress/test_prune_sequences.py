@@ -29,7 +29,7 @@ def load(name: str, tiny: str) -> TorchModel:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in ("vit", "text") else pytest.mark.slow) for name in MODELS]
+    "name", [pytest.param(name, marks=() if name == "text" else pytest.mark.slow) for name in MODELS]
 )
 def test_a_half_goes_and_the_rest_exports_and_rebuilds(name: str, tiny: str, tmp_path: Path) -> None:
     model = load(name, tiny)

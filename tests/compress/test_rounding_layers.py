@@ -103,6 +103,7 @@ def test_training_mends_what_calibration_alone_loses(
     assert not (tmp_path / "int8.onnx.partial").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_where_calibration_is_enough(trained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
     training = DistillConfig(quantization_aware=True, epochs=1)
     config = QuantizeConfig(form="qdq", max_drop=5.0)
