@@ -8,6 +8,7 @@ INPUTS.npy holds the calibration samples as the model takes them, (N, C, H, W) f
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,29 +39,15 @@ def onnxruntime_defaults(source: Path, inputs: NDArray[np.float32], output: Path
     quantize_static(source, output, _reader(source, inputs))
 
 
-def onnxruntime_by_hand(source: Path, inputs: NDArray[np.float32], output: Path) -> None:
+def onnxruntime_by_hand(source: Path, inputs: NDArray[np.float32], output: Path, form: str = "QDQ") -> None:
     """ONNX Runtime as one who knows sets it: uint8 by int8, a scale per channel."""
-    from onnxruntime.quantization import QuantType, quantize_static
-
-    quantize_static(
-        source,
-        output,
-        _reader(source, inputs),
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-    )
-
-
-def onnxruntime_operators(source: Path, inputs: NDArray[np.float32], output: Path) -> None:
-    """The same in the QOperator form."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
     quantize_static(
         source,
         output,
         _reader(source, inputs),
-        quant_format=QuantFormat.QOperator,
+        quant_format=QuantFormat[form],
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
@@ -175,7 +162,7 @@ def samples(**_):
 PEERS: dict[str, Quantize] = {
     "onnxruntime, its defaults": onnxruntime_defaults,
     "onnxruntime, set by hand": onnxruntime_by_hand,
-    "onnxruntime QOperator, set by hand": onnxruntime_operators,
+    "onnxruntime QOperator, set by hand": partial(onnxruntime_by_hand, form="QOperator"),
     "NNCF": nncf,
     "optimum-onnx, avx512_vnni": optimum,
     "onnx-neural-compressor, QDQ": neural_compressor,
