@@ -9,25 +9,18 @@ the list is shorter than 40 or fewer than 90 % of it come through.
 import argparse
 import json
 import logging
-import resource
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from results_file import bars_table, commit, markdown_table, measured_here, page, publish
+from results_file import bars_table, markdown_table, measured_here, page, publish
+from tried_apart import Row, filled, fit_batch_norm, once, tried_apart
 
-from compress.batch_norm import statistics_of_batches
-from core.errors import ToolError
 from core.history import digest_of
 from core.machine import package_versions
 from core.model_reference import load_torch_model
-from core.torch_model import TorchModel, num_params
-from core.whole_output import whole_file
+from core.torch_model import num_params
 from export.to_onnx import ExportConfig, export
 
 LEAST_SHARE = 0.9
@@ -152,70 +145,28 @@ def main() -> None:
     publish(result, _markdown(result), as_json=given.json)
 
 
-def _once(model: str, shape: tuple[int, ...] | None, runs: Path) -> dict[str, Any]:
-    """Try a model unless that was done with these versions."""
-    note = runs / f"{model.replace(':', '-')}.json"
+def _once(model: str, shape: tuple[int, ...] | None, runs: Path) -> Row:
     key = digest_of([shape, ATOL, package_versions()])
-    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    if found.get("key") == key:
-        return found
-    found = {"key": key, "commit": commit(), **_tried_apart(model)}
-    print(f"{model}: {found['failed'] or 'ok'}, {found['seconds']:.0f} s", file=sys.stderr)
-    runs.mkdir(parents=True, exist_ok=True)
-    with whole_file(note) as part:
-        part.write_text(json.dumps(found))
-    return found
+    return once(model, key, runs, lambda name: tried_apart(__file__, _nothing(name), LIMIT_SECONDS, LIMIT_BYTES))
 
 
-def _tried_apart(model: str) -> dict[str, Any]:
-    """Try a model in a process of its own, which may take long or die."""
-    command = [sys.executable, __file__, "--only", model]
-    started = time.monotonic()
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, preexec_fn=_limit_memory)
-    except subprocess.TimeoutExpired:
-        return {**_nothing(model), "failed": f"not done after {LIMIT_SECONDS} s", "seconds": LIMIT_SECONDS}
-    if done.returncode:
-        failed = f"the process ended with {done.returncode}"
-        return {**_nothing(model), "failed": failed, "seconds": time.monotonic() - started}
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
-
-
-def _limit_memory() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
-
-
-def _nothing(model: str) -> dict[str, Any]:
+def _nothing(model: str) -> Row:
     figures = ("input", "params", "nodes", "max_abs_err", "sqnr_db", "failed")
     return {"model": model, **dict.fromkeys(figures)}
 
 
-def _tried(name: str, shape: tuple[int, ...] | None) -> dict[str, Any]:
-    started = time.monotonic()
-    row = _nothing(name)
-    try:
+def _tried(name: str, shape: tuple[int, ...] | None) -> Row:
+    def fill(row: Row) -> None:
         model = load_torch_model(name, None, shape, seed=0)
         row |= {"input": list(model.inputs[0].shape), "params": num_params(model.module)}
-        _fit_batch_norm(model)
+        fit_batch_norm(model)
         with tempfile.TemporaryDirectory() as scratch:
             report = export(model, Path(scratch) / "model.onnx", ExportConfig(atol=ATOL)).report
         row["nodes"] = report.nodes[1]
         row["max_abs_err"] = max(one.max_abs_err for one in report.verify.comparisons)
         row["sqnr_db"] = min(one.sqnr_db for one in report.verify.comparisons)
-    except ToolError as error:
-        row["failed"] = str(error)
-    except Exception as error:  # a bug is one of the answers
-        row["failed"] = f"{type(error).__name__}: {error}"
-    return {**row, "seconds": time.monotonic() - started}
 
-
-def _fit_batch_norm(model: TorchModel) -> None:
-    """Let batch norm know noise as a trained model's knows its data: else numbers grow without end."""
-    with statistics_of_batches(model.module, momentum=None) as norms, torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-        model.module(torch.randn(8, *model.inputs[0].shape))
+    return filled(_nothing(name), fill)
 
 
 def _markdown(result: dict[str, Any]) -> str:

@@ -11,18 +11,15 @@ import argparse
 import json
 import logging
 import re
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from results_file import bars_table, commit, markdown_table, measured_here, page, publish
+from results_file import bars_table, markdown_table, measured_here, page, publish
+from tried_apart import Row, filled, fit_batch_norm, once, tried_apart
 
-from compress.batch_norm import statistics_of_batches
 from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import ToolError
@@ -30,7 +27,6 @@ from core.history import digest_of
 from core.machine import package_versions
 from core.model_reference import load_torch_model
 from core.torch_model import TorchModel, example_inputs
-from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export
 
 LEAST_SHARE = 0.9
@@ -159,55 +155,27 @@ def main() -> None:
     publish(result, _markdown(result), as_json=given.json)
 
 
-def _once(model: str, runs: Path) -> dict[str, Any]:
-    """Try a model unless that was done with these versions."""
-    note = runs / f"{model.replace(':', '-')}.json"
+def _once(model: str, runs: Path) -> Row:
     key = digest_of([RATIO, package_versions()])
-    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    if found.get("key") == key:
-        return found
-    found = {"key": key, "commit": commit(), **_tried_apart(model)}
-    print(f"{model}: {found['failed'] or 'ok'}, {found['seconds']:.0f} s", file=sys.stderr)
-    runs.mkdir(parents=True, exist_ok=True)
-    with whole_file(note) as part:
-        part.write_text(json.dumps(found))
-    return found
+    return once(model, key, runs, lambda name: tried_apart(__file__, _nothing(name), LIMIT_SECONDS))
 
 
-def _tried_apart(model: str) -> dict[str, Any]:
-    """Try a model in a process of its own, which may take long or die."""
-    command = [sys.executable, __file__, "--only", model]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-    except subprocess.TimeoutExpired:
-        return {**_nothing(model), "failed": f"not done after {LIMIT_SECONDS} s", "seconds": LIMIT_SECONDS}
-    if done.returncode:
-        return {**_nothing(model), "failed": f"the process ended with {done.returncode}", "seconds": 0.0}
-    row: dict[str, Any] = json.loads(done.stdout)
-    return row
-
-
-def _nothing(model: str) -> dict[str, Any]:
+def _nothing(model: str) -> Row:
     return {"model": model, "ignored": [], "params_ratio": None, "macs_ratio": None, "failed": None}
 
 
-def _tried(name: str) -> dict[str, Any]:
-    started = time.monotonic()
-    row = _nothing(name)
-    try:
+def _tried(name: str) -> Row:
+    def fill(row: Row) -> None:
         model = load_torch_model(name, None, None, seed=0)
-        _fit_batch_norm(model)
+        fit_batch_norm(model)
         pruned, row["ignored"], report = _pruned(model)
         row["params_ratio"] = report.params[0] / report.params[1]
         row["macs_ratio"] = report.macs_ratio
         with tempfile.TemporaryDirectory() as scratch:
             export(pruned, Path(scratch) / "pruned.onnx", ExportConfig(atol=ATOL))
             _require_same(pruned, Path(scratch) / "checkpoint")
-    except ToolError as error:
-        row["failed"] = str(error)
-    except Exception as error:  # a bug is one of the answers
-        row["failed"] = f"{type(error).__name__}: {error}"
-    return {**row, "seconds": time.monotonic() - started}
+
+    return filled(_nothing(name), fill)
 
 
 def _pruned(model: TorchModel) -> tuple[TorchModel, list[str], Any]:
@@ -224,16 +192,8 @@ def _pruned(model: TorchModel) -> tuple[TorchModel, list[str], Any]:
                 raise
             ignored += [path for path in named if path not in ignored]
         else:
-            _fit_batch_norm(result.model)
+            fit_batch_norm(result.model)
             return result.model, ignored, result.report
-
-
-def _fit_batch_norm(model: TorchModel) -> None:
-    """Let batch norm know noise as a trained model's knows its data: else numbers grow without end."""
-    with statistics_of_batches(model.module, momentum=None) as norms, torch.no_grad():
-        for norm in norms:
-            norm.reset_running_stats()
-        model.module(torch.randn(8, *model.inputs[0].shape))
 
 
 def _require_same(pruned: TorchModel, folder: Path) -> None:
