@@ -1,18 +1,13 @@
 """The command line: parse, one library call, render. Nothing heavy is imported before a command runs."""
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from core.errors import GateMissedError, ToolError
-from core.processes import is_main_process, num_processes
-from interruption import interruptions
+from invocation import Cli, render, session
 from options import (
     DATA_HELP,
     PATH,
@@ -33,33 +28,6 @@ from options import (
     sweep_options,
     train_options,
 )
-
-RESUMABLE = ("run", "finetune", "distill")
-SHARED_BY_PROCESSES = ("finetune", "distill")
-
-
-class Cli(click.Group):
-    """Print expected errors on one line; let bugs show their traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand and turn what goes wrong into an exit code."""
-        with interruptions() as interrupted:
-            try:
-                return super().invoke(ctx)
-            except (Exception, KeyboardInterrupt) as error:
-                if interrupted:
-                    resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
-                    click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
-                    sys.stdout.flush()
-                    os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
-                if not isinstance(error, ToolError):
-                    raise
-                click.echo(f"Error: {error}", err=True)
-                if isinstance(error, GateMissedError) and error.tried:
-                    from terminal import show_tried
-
-                    show_tried(error.tried)
-                ctx.exit(error.exit_code)
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -102,7 +70,7 @@ def finetune(
     onnxpress finetune timm:resnet18 --data photos/ --epochs 20 -o runs/resnet18
     onnxpress finetune timm:resnet18 --data photos/ --find-lr -o lr.html
     """
-    with _session(given) as (options, progress):
+    with session(given) as (options, progress):
         from compress.finetune import FinetuneConfig, finetune
         from compress.trackers import tracking
         from compress.training_state import partial_folder
@@ -126,7 +94,7 @@ def finetune(
                 )
             save_trained(result.model, result.report, output)
             report = result.report
-    _render(report, given)
+    render(report, given)
 
 
 @main.command()
@@ -191,7 +159,7 @@ def distill(
     \b
     onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos/ --epochs 20 -o runs/student
     """
-    with _session(given) as (options, progress):
+    with session(given) as (options, progress):
         from compress.distill import DistillConfig, distill
         from compress.trackers import tracking
         from compress.training_state import partial_folder
@@ -216,7 +184,7 @@ def distill(
                 on_epoch=on_epoch,
             )
         save_trained(result.model, result.report, output)
-    _render(result.report, given)
+    render(result.report, given)
 
 
 @main.command()
@@ -250,7 +218,7 @@ def prune(
     if not sensitivity and num_targets != 1:
         words = [f"--{name.replace('_', '-')}" for name in PRUNING_TARGETS]
         raise click.UsageError(f"give one of {', '.join(words[:-1])} and {words[-1]}")
-    with _session(given) as (options, progress):
+    with session(given) as (options, progress):
         from compress.prune import PruneConfig, prune
         from compress.ranking import RankingConfig
         from core.checkpoint import refuse_checkpoint
@@ -274,7 +242,7 @@ def prune(
                 result = prune(start, config, data=loaded, measuring=measure, baseline=whole, progress=progress)
             save_trained(result.model, result.report, output)
             report = result.report
-    _render(report, given)
+    render(report, given)
 
 
 @main.command()
@@ -293,7 +261,7 @@ def export(
     onnxpress export runs/student -o student.onnx
     onnxpress export runs/student --input uint8 --returns top-5 -o student.onnx
     """
-    with _session(given) as (options, _):
+    with session(given) as (options, _):
         from core.data_reference import load_data
         from core.external_data import refuse_overwrite_onnx
         from core.model_reference import load_torch_model
@@ -302,7 +270,7 @@ def export(
         refuse_overwrite_onnx(output, force=force)
         loaded = load_torch_model(model, load_data(data) if data else None, input_shape)
         result = export(loaded, output, ExportConfig(**options), force=force)
-    _render(result.report, given)
+    render(result.report, given)
 
 
 @main.command()
@@ -335,7 +303,7 @@ def quantize(
     """
     if qat and sensitivity:
         raise click.UsageError("--sensitivity quantizes nothing, and so trains nothing; drop --qat")
-    with _session(given) as (options, progress):
+    with session(given) as (options, progress):
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig
         from core.data_reference import load_data
@@ -357,7 +325,7 @@ def quantize(
         else:
             file = load_onnx_model(model)
             report = quantize_measured(file, loaded, output, config, threads, progress, force=force).report
-    _render(report, given)
+    render(report, given)
 
 
 @main.command()
@@ -383,14 +351,14 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
     \b
     onnxpress verify student.int8.onnx --reference student.onnx --data photos/ --min-agreement 98
     """
-    with _session(given) as (options, _):
+    with session(given) as (options, _):
         from core.data_reference import load_data
         from core.model_reference import load_model
         from export.verify import VerifyConfig, require_verified, verify
 
         loaded = load_data(data) if data else None
         report = verify(load_model(reference, loaded), load_model(candidate, loaded), VerifyConfig(**options), loaded)
-    _render(report, given)
+    render(report, given)
     require_verified(report)
 
 
@@ -459,7 +427,7 @@ def bench(
     """
     if ("server" in given["scenarios"]) != (given["slo_ms"] is not None):
         raise click.UsageError("--scenario server and --slo-ms go together")
-    with _session(given) as (options, progress):
+    with session(given) as (options, progress):
         from bench.compare import BenchConfig, sweep
         from bench.extras import ExtrasConfig, full_bench
         from bench.gate import require_placement as require_placed
@@ -478,7 +446,7 @@ def bench(
 
             write_html(report, html)
         compared = compare_reports(before, report) if before else None
-    _render(compared or report, given)
+    render(compared or report, given)
     if compared:
         require_no_regression(compared.regression)
     if require_placement is not None:
@@ -500,7 +468,7 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
     onnxpress run digits
     onnxpress run recipes/cifar10-resnet56.toml --set data=cifar10.npz
     """
-    with _session(given) as (_, progress):
+    with session(given) as (_, progress):
         from bench.gate import require_bars
         from recipe import load_recipe
         from runner import plan
@@ -509,10 +477,10 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
         loaded = load_recipe(recipe, overrides)
         folder = output or Path("runs") / loaded.name
         if dry_run:
-            _render(plan(loaded, folder), given)
+            render(plan(loaded, folder), given)
             return
         report = run_recipe(loaded, folder, progress=progress)
-    _render(report, given)
+    render(report, given)
     require_bars(report.bars)
 
 
@@ -527,46 +495,13 @@ def inspect(model: str, data: str | None, input_shape: tuple[Any, ...] | None, *
     \b
     onnxpress inspect student.int8.onnx
     """
-    with _session(given):
+    with session(given):
         from core.data_reference import load_data
         from core.describe import describe
         from core.model_reference import load_model
 
         report = describe(load_model(model, load_data(data) if data else None, input_shape))
-    _render(report, given)
-
-
-def _refuse_several_processes() -> None:
-    command = click.get_current_context().info_name
-    if num_processes() > 1 and command not in SHARED_BY_PROCESSES:
-        raise ToolError(
-            f"{command} works in one process, and {num_processes()} were started; only "
-            f"{' and '.join(SHARED_BY_PROCESSES)} share their work"
-        )
-
-
-@contextmanager
-def _session(given: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Yield the options that are the stage's and a progress function, shown while the block runs."""
-    from terminal import progress_shown, set_up_logging
-
-    _refuse_several_processes()
-    quiet = given["quiet"] or not is_main_process()
-    set_up_logging(verbose=given["verbose"], quiet=quiet)
-    options = {name: value for name, value in given.items() if name not in ("as_json", "verbose", "quiet")}
-    with progress_shown(quiet=quiet) as progress:
-        yield options, progress
-
-
-def _render(report: Any, given: dict[str, Any]) -> None:
-    if not is_main_process():
-        return
-    if given["as_json"]:
-        click.echo(report.model_dump_json(indent=2))
-        return
-    from terminal import show_report
-
-    show_report(report)
+    render(report, given)
 
 
 if __name__ == "__main__":
