@@ -1,6 +1,8 @@
 """ONNX Runtime sessions on the provider that was asked for, or an error that says why not."""
 
+import gc
 import io
+import os
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ Array = npt.NDArray[Any]
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
 onnxruntime.set_default_logger_severity(ERROR)  # its warnings are about its own graph rewriting
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    # A worker of a DataLoader has none of its parent's threads. Were it to collect a session that had become garbage, it
+    # would wait for that session's threads forever; so what a forked process is born with is never collected there.
+    os.register_at_fork(after_in_child=gc.freeze)
 
 
 def provider_name(provider: str) -> str:

@@ -1,5 +1,8 @@
 """ONNX Runtime sessions: on the provider that was asked for, or an error that says why not."""
 
+import gc
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +165,20 @@ def test_made_up_inputs_are_refused_where_they_would_be_wrong(
         onnx.save(proto, path)
     with pytest.raises(ToolError, match=said):
         made_up_inputs(open_onnx(path), 4)
+
+
+def test_a_forked_process_does_not_wait_for_the_threads_of_a_session_that_is_garbage(linear_onnx: MakeOnnx) -> None:
+    gc.disable()  # the garbage is to be there when the process is born
+    try:
+        cycle: list[object] = [open_session(linear_onnx(), threads=3)]
+        time.sleep(0.7)  # until its threads have fallen asleep
+        cycle.append(cycle)
+        del cycle
+        worker = multiprocessing.get_context("fork").Process(target=gc.collect)
+        worker.start()
+    finally:
+        gc.enable()
+    worker.join(timeout=30)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 0
