@@ -95,7 +95,7 @@ def _measured(
         if compiled and _seconds(tried[chosen], num_steps) < WORTH_COMPILING_SECONDS:
             break
         for one in others:
-            if one.compile == compiled:
+            if one.compile == compiled and (not compiled or one.precision == chosen.precision):  # compiling takes long
                 tried[one] = stopwatch.time(one)
         chosen = _best(tried, candidates[0])
     logger.info("trains in %s: %s", _words(chosen), ", ".join(f"{_words(one)} {_figure(tried[one])}" for one in tried))
@@ -103,15 +103,9 @@ def _measured(
 
 
 def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) -> list[Speed]:
-    """Return the ways the config leaves open, the plain one first.
-
-    Compiled kernels choose their own layout and lose by channels last, so that is not tried with them.
-    """
+    """Return the ways the config leaves open, the plain one first."""
     is_image = student.preprocessing.kind == "image"
-    layouts = {
-        False: [config.channels_last] if config.channels_last is not None else [True, False] if is_image else [False],
-        True: [bool(config.channels_last)],
-    }
+    layouts = [config.channels_last] if config.channels_last is not None else [True, False] if is_image else [False]
     if config.precision != "auto":
         precisions: list[Literal["float32", "bfloat16"]] = [config.precision]
     else:
@@ -123,7 +117,7 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
         Speed(precision, layout, compiled)
         for compiled in compiles
         for precision in precisions
-        for layout in layouts[compiled]
+        for layout in layouts
     ]
 
 
