@@ -27,8 +27,8 @@ ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
 onnxruntime.set_default_logger_severity(ERROR)  # its warnings are about its own graph rewriting
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    # A worker of a DataLoader has none of its parent's threads. Were it to collect a session that had become garbage, it
-    # would wait for that session's threads forever; so what a forked process is born with is never collected there.
+    # A worker of a DataLoader has none of its parent's threads. Were it to collect a session that had become garbage,
+    # it would wait for those threads forever: what a forked process is born with is never collected there.
     os.register_at_fork(after_in_child=gc.freeze)
 
 

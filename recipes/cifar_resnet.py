@@ -80,12 +80,12 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     return _declaring_input(CifarResNet((3, 3, 3), num_classes, in_chans))
 
 
-def resnet26(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
-    """Build a 26-layer network of 0.51 M parameters: the depth is taken from the first stages, where it costs most.
+def resnet24(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 24-layer network: ResNet-20 with two more blocks in its last stage, 0.42 M parameters.
 
-    Its blocks are called as the 56-layer network's first ones are, so that it can start from their weights.
+    At 8x8 pixels a block costs the least time and holds the most parameters.
     """
-    return _declaring_input(CifarResNet((2, 4, 6), num_classes, in_chans))
+    return _declaring_input(CifarResNet((3, 3, 5), num_classes, in_chans))
 
 
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
