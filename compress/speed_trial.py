@@ -114,10 +114,7 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
     if config.compile is None and num_processes() > 1:
         compiles = [False]  # what is timed here is one process's step, not what compiling makes of their exchange
     return [
-        Speed(precision, layout, compiled)
-        for compiled in compiles
-        for precision in precisions
-        for layout in layouts
+        Speed(precision, layout, compiled) for compiled in compiles for precision in precisions for layout in layouts
     ]
 
 
