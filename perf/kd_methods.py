@@ -4,19 +4,19 @@ Usage: python perf/kd_methods.py --data cifar10.npz --teacher-weights resnet56.s
     [--runs runs/kd-cifar10] [--epochs 15] [--seeds 0,1] [--only kd,dist] [--json]
 
 Every method has the same epochs, batches, augmentation and learning rate; the epoch that validates best is read on the
-test split, once. A run that is done in the folder is not run again, one that was cut off goes on. Logits are taken from
-a cache that all methods of a seed share. --teacher-file gives logits in place of the torch teacher, which hints need.
+test split, once. A run that is done in the folder, or stands in docs/results, is not run again, one that was cut off
+goes on. Logits are taken from a cache that all methods of a seed share. --teacher-file gives logits in place of the
+torch teacher, which hints need. Runs of several seeds may be made side by side, each by a process of its own.
 Exits 3 when no method beats no teacher by 0.5 points.
 """
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, markdown_table, measured_here, page, publish
+from results_file import bars_table, markdown_table, measured_here, page, publish, published
 from seeded_runs import SEED_COLUMNS, over_seeds, trained_once
 
 from compress.distill import DistillConfig, distill
@@ -32,6 +32,7 @@ from core.result import Result
 from core.torch_model import TorchModel
 from terminal import progress_shown, set_up_logging
 
+RESULT = "kd-cifar10"
 LEAST_GAIN = 0.5
 FACTORY = "recipes/cifar_resnet.py"
 SHARED = {"lr": 0.1, "crop_padding": 4, "flip": True}
@@ -67,14 +68,17 @@ def main() -> None:
     seeds = [int(seed) for seed in given.seeds.split(",")]
     try:
         data = load_data(given.data)
-        found = {name: [_run(name, seed, data, given) for seed in seeds] for name in names}
+        known = [run for runs in published(RESULT).get("runs", {}).values() for run in runs]
+        found = {name: [_run(name, seed, data, given, known) for seed in seeds] for name in names}
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     publish(result := _result(found, given, seeds), _markdown(result), as_json=given.json)
 
 
-def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[str, Any]:
+def _run(
+    name: str, seed: int, data: Data, given: argparse.Namespace, known: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     """Train one student unless that is done, and return its accuracies."""
     output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
     settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
@@ -99,11 +103,11 @@ def _run(name: str, seed: int, data: Data, given: argparse.Namespace) -> dict[st
                 progress=progress,
             )
 
-    return trained_once(output, [settings, teachers], data, train)
+    return trained_once(output, [settings, teachers], data, train, known)
 
 
 def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
-    rows = [_row(name, runs) for name, runs in found.items()]
+    rows = [{"method": name, **over_seeds(runs)} for name, runs in found.items()]
     alone = next((row["test_accuracy"] for row in rows if row["method"] == NO_TEACHER), None)
     for row in rows:
         row["gain"] = row["test_accuracy"] - alone if alone is not None else None
@@ -113,7 +117,7 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, s
         best = max(gains)
         bars.append({"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN})
     return measured_here(
-        "kd-cifar10",
+        RESULT,
         "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
         + f" --epochs {given.epochs} --seeds {given.seeds}",
@@ -126,17 +130,11 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, s
     )
 
 
-def _row(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    rate = statistics.mean(run["samples_per_second"] for run in runs)
-    return {"method": name, **over_seeds(runs), "samples_per_second": rate}
-
-
 def _markdown(result: dict[str, Any]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "method": lambda row: row["method"],
         **SEED_COLUMNS,
         "against none": lambda row: _figure(row["gain"], "+.2f"),
-        "images/s": lambda row: f"{row['samples_per_second']:.0f}",
     }
     useless = [row["method"] for row in result["rows"] if row["gain"] is not None and row["gain"] < 0]
     verdict = f"Worse than no teacher: {', '.join(useless)}.\n" if useless else "No method is worse than no teacher.\n"

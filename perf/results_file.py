@@ -38,6 +38,13 @@ def publish(result: dict[str, Any], text: str, *, as_json: bool) -> NoReturn:
     sys.exit(0 if all(bar["ok"] for bar in result["bars"]) else 3)
 
 
+def published(name: str) -> dict[str, Any]:
+    """Return the result that stands in docs/results under a name; empty where there is none."""
+    path = ROOT / "docs" / "results" / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
 def commit() -> str:
     """Return the commit of this checkout, marked when it has uncommitted changes."""
     sha, dirty = (

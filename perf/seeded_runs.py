@@ -25,21 +25,33 @@ SEED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def trained_once(
-    output: Path, made_from: Sequence[object], data: Data, train: Callable[[], Result[TorchModel, TrainReport]]
+    output: Path,
+    made_from: Sequence[object],
+    data: Data,
+    train: Callable[[], Result[TorchModel, TrainReport]],
+    known: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Train into a folder unless that was done from the same, and return the accuracies and the rate."""
+    """Train into a folder unless that was done from the same, and return the accuracies.
+
+    Args:
+        output: The folder.
+        made_from: What the run follows from, beside the data.
+        data: Whose test split is read.
+        train: Does it.
+        known: What this returned of runs elsewhere, which are not made again.
+    """
     note = output / "accuracies.json"
     key = digest_of([*made_from, data.fingerprint])
-    found: dict[str, Any] = json.loads(note.read_text()) if note.exists() else {}
-    if found.get("key") == key:
-        return found
+    noted = [json.loads(note.read_text())] if note.exists() else []
+    for found in (*noted, *known):
+        if found["key"] == key:
+            return dict(found)
     result = train()
     save_trained(result.model, result.report, output)
     found = {
         "key": key,
         "test_accuracy": accuracy(*predict(result.model, data, "test")),
         "validation_accuracy": result.report.validation_accuracy,
-        "samples_per_second": result.report.samples_per_second,
         "commit": commit(),
     }
     with whole_file(note) as part:
