@@ -111,8 +111,9 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
     else:
         precisions = ["float32", "bfloat16"] if _multiplies_bfloat16(device) else ["float32"]
     compiles = [config.compile] if config.compile is not None else [False, True]
-    if config.compile is None and num_processes() > 1:
-        compiles = [False]  # what is timed here is one process's step, not what compiling makes of their exchange
+    has_lengths = any(spec.symbols for spec in student.inputs)  # every one of which would be compiled anew
+    if config.compile is None and (has_lengths or num_processes() > 1):
+        compiles = [False]  # several processes: their exchange is not in a step that is timed here
     return [
         Speed(precision, layout, compiled) for compiled in compiles for precision in precisions for layout in layouts
     ]

@@ -14,7 +14,9 @@ from compress.calibration import masking_nodes, observe, ranges_of
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
+from compress.speed_trial import choose_speed
 from compress.teachers import asking
+from compress.train_config import TrainConfig
 from compress.training_step import TrainBatch
 from core.data import Data
 from core.data_reference import load_data
@@ -51,6 +53,12 @@ def file(taught: TorchModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxMo
 def test_a_text_model_learns(fresh: TorchModel, taught: TorchModel, texts: Data) -> None:
     before, after = (accuracy(*predict(model, texts, "test")) for model in (fresh, taught))
     assert after > 90 > before
+
+
+def test_a_text_model_is_not_compiled_unasked(fresh: TorchModel) -> None:
+    _, tried = choose_speed(fresh, TrainConfig(), 10**9)
+    assert tried
+    assert not any(one.compile for one in tried)
 
 
 def test_padding_does_not_change_an_answer(taught: TorchModel, texts: Data) -> None:
