@@ -6,8 +6,9 @@ Usage: python perf/kd_methods.py --data cifar10.npz --teacher-weights resnet56.s
 Every method has the same epochs, batches, augmentation and learning rate; the epoch that validates best is read on the
 test split, once. A run that is done in the folder, or stands in docs/results, is not run again, one that was cut off
 goes on. Logits are taken from a cache that all methods of a seed share. --teacher-file gives logits in place of the
-torch teacher, which hints need. Runs of several seeds may be made side by side, each by a process of its own.
-Exits 3 when no method beats no teacher by 0.5 points.
+torch teacher, which hints need. --only trains some of the methods; of the others, what is done is listed. Runs of
+several seeds may be made side by side, each by a process of its own. Exits 3 when no method beats no teacher by 0.5
+points, or a method is not measured.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results_file import bars_table, markdown_table, measured_here, page, publish, published
-from seeded_runs import SEED_COLUMNS, over_seeds, trained_once
+from seeded_runs import SEED_COLUMNS, over_seeds, run_done, trained_once
 
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
@@ -26,6 +27,7 @@ from compress.training_state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.history import digest_of
 from core.model_reference import load_model, load_torch_model
 from core.references import existing_sha256
 from core.result import Result
@@ -60,50 +62,59 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/kd-cifar10"))
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--only", help="methods to train and list, separated by commas; default all")
+    parser.add_argument("--only", help="methods to train, separated by commas; default all")
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
-    names = [name.strip() for name in given.only.split(",")] if given.only else list(METHODS)
+    wanted = given.only.split(",") if given.only else list(METHODS)
     seeds = [int(seed) for seed in given.seeds.split(",")]
     try:
         data = load_data(given.data)
-        known = [run for runs in published(RESULT).get("runs", {}).values() for run in runs]
-        found = {name: [_run(name, seed, data, given, known) for seed in seeds] for name in names}
+        before = [run for runs in published(RESULT).get("runs", {}).values() for run in runs]
+        found = {
+            name: [run for seed in seeds if (run := _run(name, seed, data, given, before, train=name in wanted))]
+            for name in METHODS
+        }
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    publish(result := _result(found, given, seeds), _markdown(result), as_json=given.json)
+    publish(
+        result := _result({name: runs for name, runs in found.items() if runs}, given, seeds),
+        _markdown(result),
+        as_json=given.json,
+    )
 
 
 def _run(
-    name: str, seed: int, data: Data, given: argparse.Namespace, known: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Train one student unless that is done, and return its accuracies."""
+    name: str, seed: int, data: Data, given: argparse.Namespace, before: Sequence[dict[str, Any]], *, train: bool
+) -> dict[str, Any] | None:
+    """Return the accuracies of one student, trained if need be and wanted."""
     output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
     settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
-    teachers = [existing_sha256(Path(one)) for one in (given.teacher_weights, given.teacher_file) if one]
+    takes_file = given.teacher_file and "hints" not in settings
+    taught_by = [] if name == NO_TEACHER else [given.teacher_file if takes_file else given.teacher_weights]
+    key = digest_of([settings, [existing_sha256(Path(one)) for one in taught_by], data.fingerprint])
 
-    def train() -> Result[TorchModel, TrainReport]:
+    def train_student() -> Result[TorchModel, TrainReport]:
         print(f"{name}, seed {seed}", file=sys.stderr)
         student = load_torch_model(f"{FACTORY}:resnet20", data, seed=seed)
         workspace = partial_folder(output)
         with progress_shown(quiet=False) as progress:
             if name == NO_TEACHER:
                 return finetune(student, data, FinetuneConfig(**settings), workspace=workspace, progress=progress)
-            has_hints = "hints" in settings
             teacher = f"{FACTORY}:resnet56,weights={given.teacher_weights}"
             return distill(
                 student,
-                load_model(given.teacher_file if given.teacher_file and not has_hints else teacher, data),
+                load_model(given.teacher_file if takes_file else teacher, data),
                 data,
                 DistillConfig(**settings),
                 workspace=workspace,
-                teacher_cache=None if has_hints else given.runs / f"teacher-cache-{seed}",
+                teacher_cache=None if "hints" in settings else given.runs / f"teacher-cache-{seed}",
                 progress=progress,
             )
 
-    return trained_once(output, [settings, teachers], data, train, known)
+    done = run_done(output, key, before)
+    return trained_once(output, key, data, train_student) if done is None and train else done
 
 
 def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
@@ -112,10 +123,12 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, s
     for row in rows:
         row["gain"] = row["test_accuracy"] - alone if alone is not None else None
     gains = [row["gain"] for row in rows if row["method"] != NO_TEACHER and row["gain"] is not None]
-    bars = []
-    if gains:
-        best = max(gains)
-        bars.append({"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN})
+    best = max(gains, default=0.0)
+    num_done = sum(len(runs) == len(seeds) for runs in found.values())
+    bars = [
+        {"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN},
+        {"name": "methods measured", "value": num_done, "limit": len(METHODS), "ok": num_done == len(METHODS)},
+    ]
     return measured_here(
         RESULT,
         "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
@@ -136,8 +149,10 @@ def _markdown(result: dict[str, Any]) -> str:
         **SEED_COLUMNS,
         "against none": lambda row: _figure(row["gain"], "+.2f"),
     }
-    useless = [row["method"] for row in result["rows"] if row["gain"] is not None and row["gain"] < 0]
-    verdict = f"Worse than no teacher: {', '.join(useless)}.\n" if useless else "No method is worse than no teacher.\n"
+    alone = [row for row in result["rows"] if row["method"] == NO_TEACHER]
+    highest = max((one for row in alone for one in row["accuracies"]), default=0.0)
+    useless = [row["method"] for row in result["rows"] if row not in alone and min(row["accuracies"]) <= highest]
+    verdict = f"Not better than no teacher with every seed: {', '.join(useless) or 'none'}.\n"
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
     return page(
         "Distilling ResNet-20 from ResNet-56 on CIFAR-10",

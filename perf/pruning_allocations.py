@@ -28,6 +28,7 @@ from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.history import digest_of
 from core.model_reference import load_model, load_torch_model
 from core.references import existing_sha256
 from core.result import Result
@@ -122,8 +123,9 @@ def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namesp
                 progress=progress,
             )
 
-    made_from = [settings, existing_sha256(Path(given.teacher_file or given.weights)), torch_digest(pruned)]
-    return trained_once(output, made_from, data, train)
+    taught_by = existing_sha256(Path(given.teacher_file or given.weights))
+    key = digest_of([settings, taught_by, torch_digest(pruned), data.fingerprint])
+    return trained_once(output, key, data, train)
 
 
 def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from results_file import commit
 
 from compress.training import TrainReport
 from core.data import Data
-from core.history import digest_of
 from core.predict import accuracy, predict
 from core.result import Result
 from core.torch_model import TorchModel
@@ -24,28 +23,26 @@ SEED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
+def run_done(output: Path, key: str, published: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
+    """Return what `trained_once` found of a run: in its folder, or among those of a published result."""
+    note = output / "accuracies.json"
+    noted = [json.loads(note.read_text())] if note.exists() else []
+    return next((dict(found) for found in (*noted, *published) if found["key"] == key), None)
+
+
 def trained_once(
-    output: Path,
-    made_from: Sequence[object],
-    data: Data,
-    train: Callable[[], Result[TorchModel, TrainReport]],
-    known: Sequence[dict[str, Any]] = (),
+    output: Path, key: str, data: Data, train: Callable[[], Result[TorchModel, TrainReport]]
 ) -> dict[str, Any]:
-    """Train into a folder unless that was done from the same, and return the accuracies.
+    """Train into a folder unless that was done under the same key, and return the accuracies.
 
     Args:
         output: The folder.
-        made_from: What the run follows from, beside the data.
+        key: Digest of all that the run follows from, the data included.
         data: Whose test split is read.
         train: Does it.
-        known: What this returned of runs elsewhere, which are not made again.
     """
-    note = output / "accuracies.json"
-    key = digest_of([*made_from, data.fingerprint])
-    noted = [json.loads(note.read_text())] if note.exists() else []
-    for found in (*noted, *known):
-        if found["key"] == key:
-            return dict(found)
+    if done := run_done(output, key):
+        return done
     result = train()
     save_trained(result.model, result.report, output)
     found = {
@@ -54,7 +51,7 @@ def trained_once(
         "validation_accuracy": result.report.validation_accuracy,
         "commit": commit(),
     }
-    with whole_file(note) as part:
+    with whole_file(output / "accuracies.json") as part:
         part.write_text(json.dumps(found))
     return found
 
