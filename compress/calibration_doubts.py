@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from core.data import Split
+from core.data import Split, spread
 from core.preprocessing import Preprocessing, normalise
 
 FEW = 32  # samples on which a range may be far from what later ones have
-LOOKED_AT = 64
+LOOKED_AT, AT_ONCE = 256, 32
 FAR, FLAT = 2.0, 0.1  # of a mean and of a deviation that training had at 0 and 1
-SWAPPED = 0.03  # in [0, 1]: by how much a channel's mean must be off to say anything of the channels' order
+SWAPPED = 0.03  # in [0, 1]: how far a channel's mean, beside the others', must be off to tell of the channels' order
 
 
 def doubts(calibration: Split, validation: Split, preprocessing: Preprocessing, max_drop: float) -> Iterator[str]:
@@ -35,11 +35,7 @@ def doubts(calibration: Split, validation: Split, preprocessing: Preprocessing, 
 
 
 def _of_images(split: Split, preprocessing: Preprocessing) -> Iterator[str]:
-    few = split.take(torch.arange(min(len(split), LOOKED_AT)))
-    (images,) = few.samples.fetch(few.indices.tolist(), preprocessing)
-    (inputs,) = normalise((images,), preprocessing.model_copy(update={"input": "float32"}))
-    channels = inputs.transpose(0, 1).flatten(1)
-    means, deviation = channels.mean(1), float(channels.std(1).mean())
+    means, deviation = _channel_means(split.take(spread(len(split), LOOKED_AT)), preprocessing)
     if float(means.abs().max()) > FAR or deviation < FLAT:
         told = ", ".join(f"{one:.2g}" for one in means.tolist())
         yield (
@@ -49,9 +45,23 @@ def _of_images(split: Split, preprocessing: Preprocessing) -> Iterator[str]:
         return
     expected = np.asarray(preprocessing.mean)
     found = means.numpy() * np.asarray(preprocessing.std or (1.0,)) + expected
+    found, expected = found - found.mean(), expected - expected.mean()  # how bright they are tells nothing of the order
     off, off_swapped = (float(np.abs(order - expected).max()) for order in (found, found[::-1]))
-    if off > SWAPPED and off_swapped < off / 3:
+    if off > SWAPPED and off_swapped < off / 2:
         yield (
             "the calibration images' channels have the means that training's have the other way round: are they BGR "
             "where RGB is meant?"
         )
+
+
+def _channel_means(split: Split, preprocessing: Preprocessing) -> tuple[torch.Tensor, float]:
+    """Return the mean (C,) of each channel of normalised images, and their deviation, the mean over channels."""
+    moments = torch.zeros(2, preprocessing.channels, dtype=torch.float64)
+    for positions in torch.arange(len(split)).split(AT_ONCE):
+        few = split.take(positions)
+        (images,) = few.samples.fetch(few.indices.tolist(), preprocessing)
+        (inputs,) = normalise((images,), preprocessing.model_copy(update={"input": "float32"}))
+        channels = inputs.double().transpose(0, 1).flatten(1)
+        moments += len(positions) / len(split) * torch.stack([channels.mean(1), channels.square().mean(1)])
+    means, squares = moments
+    return means, float((squares - means.square()).clamp(min=0).sqrt().mean())

@@ -20,7 +20,7 @@ from compress.quantize_config import Precision, QuantizeConfig, layout_asked
 from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
 from compress.weight_only import write_int4
 from core.data import Data, spread
-from core.errors import GateMissedError
+from core.errors import GateMissedError, ToolError
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.predict import preprocessing_of
@@ -118,6 +118,8 @@ def quantize(
         ToolError: The file is not float32, a node to exclude does not exist, or the data does not fit it.
         GateMissedError: From `verify`; the file loses more than `max_drop`; or none is faster than float32 within it.
     """
+    if output.exists() and output.samefile(model.path):
+        raise ToolError(f"{output} is the file to quantize, which stays; choose another --output")
     trial = None
     with whole_file(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
@@ -212,9 +214,13 @@ def _written(
         source.write(made.form, part)
     if trial is None:
         return made
-    drop = trial.drop_of(open_onnx(part))
+    title = made.form.title if made.form else config.precision
+    try:
+        drop = trial.drop_of(open_onnx(part))
+    except ToolError as error:
+        reason = str(error).replace(str(part), "it")
+        raise ToolError(f"the file in {title} cannot be used on --provider {config.provider}: {reason}") from error
     if drop > config.max_drop:
-        title = made.form.title if made.form else config.precision
         raise GateMissedError(
             f"the file in {title} loses {drop:.2f} points, more than {config.max_drop:g}; raise --max-drop, or leave "
             "nodes in float with --exclude"

@@ -51,6 +51,11 @@ class QuantizeConfig:
             self.calibration_samples >= 1, f"calibration_samples is {self.calibration_samples}; it must be at least 1"
         )
         require(self.max_drop >= 0, f"max_drop is {self.max_drop}; it cannot be negative")
+        require(
+            (self.activation_type, self.weight_type) != ("int8", "uint8"),
+            "activation_type int8 with weight_type uint8 has no kernels in ONNX Runtime; give uint8 and int8, or one "
+            "type for both",
+        )
         given = [*self.asked, *["reduce_range"] * (self.reduce_range is not None)]
         require(self.precision == "int8" or not given, f"precision is {self.precision}; {', '.join(given)} is for int8")
 

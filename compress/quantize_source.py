@@ -172,6 +172,7 @@ class Batches:
 
     def __init__(self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int) -> None:
         fixed = model.inputs[0].shape[0]
+        self._is_fixed = isinstance(fixed, int)
         self._batch_size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
         split = data.split("train")
         self._split = split.take(spread(len(split), num_samples))
@@ -183,6 +184,8 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         for first in range(0, len(self._split), self._batch_size):
             chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
+            if self._is_fixed:  # a last batch that is not full is filled up from the first samples
+                chosen = torch.arange(first, first + self._batch_size) % len(self._split)
             yield tuple(one.numpy() for one in _fetch(self._split.take(chosen), self._preprocessing))
 
 

@@ -80,7 +80,7 @@ def data_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
             info = ExternalDataInfo(tensor)
             ends[info.location] = max(ends.get(info.location, 0), (info.offset or 0) + (info.length or 0))
     for location, end in ends.items():
-        file = path.with_name(location)
+        file = path.parent / location
         if not file.is_file():
             raise ToolError(f"cannot read {path}: its weights are in {location}, which is not beside it; put it there")
         if file.stat().st_size < end:
@@ -88,4 +88,4 @@ def data_files(proto: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
                 f"cannot read {path}: its weights in {location} should reach to byte {end}, and the file has "
                 f"{file.stat().st_size}; it is damaged or cut short"
             )
-    return tuple(path.with_name(location) for location in ends)
+    return tuple(path.parent / location for location in ends)

@@ -160,12 +160,15 @@ def explain(
 
 _QUANTIZED_OPERATORS = {
     "QuantizeLinear",
+    "DequantizeLinear",
     "DynamicQuantizeLinear",
-    "QLinearConv",
-    "QLinearMatMul",
-    "MatMulInteger",
-    "ConvInteger",
+    "DynamicQuantizeMatMul",
     "DynamicQuantizeLSTM",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "ConvInteger",
+    "QGemm",
+    "QAttention",
 }
 
 
@@ -174,7 +177,7 @@ def _precision(graph: onnx.GraphProto) -> str:
     kept = {initializer.data_type for initializer in graph.initializer}
     found = {
         "int4": "MatMulNBits" in operators,
-        "int8": bool(operators & _QUANTIZED_OPERATORS),
+        "int8": any(one in _QUANTIZED_OPERATORS or one.startswith("QLinear") for one in operators),
         "bfloat16": onnx.TensorProto.BFLOAT16 in kept,
         "float16": onnx.TensorProto.FLOAT16 in kept,
     }

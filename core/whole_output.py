@@ -27,6 +27,8 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()  # what cannot be written is to fail before the work
+        part.unlink()
         try:
             yield part
             part.replace(path)

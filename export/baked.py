@@ -82,6 +82,7 @@ def bake_answer(proto: onnx.ModelProto, returns: str, num_classes: int) -> None:
     if returns == LOGITS:
         return
     graph, k = proto.graph, top_k(returns)
+    _make_way(graph, (PROBABILITIES, CLASSES))
     batch = graph.output[0].type.tensor_type.shape.dim[0]
     sizes = [batch.dim_param or batch.dim_value, k or num_classes]
     softened = PROBABILITIES if k is None else f"{BAKED}{PROBABILITIES}"
@@ -95,6 +96,16 @@ def bake_answer(proto: onnx.ModelProto, returns: str, num_classes: int) -> None:
         outputs.append(helper.make_tensor_value_info(CLASSES, TensorProto.INT64, sizes))
     del graph.output[:]
     graph.output.extend(outputs)
+
+
+def _make_way(graph: onnx.GraphProto, names: Sequence[str]) -> None:
+    """Rename what goes by one of the names already, such as an output that the module calls so."""
+    renamed = {name: f"{BAKED}{name}_given" for name in names}
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for value in (*graph.value_info, *graph.output):
+        value.name = renamed.get(value.name, value.name)
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:

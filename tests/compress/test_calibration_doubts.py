@@ -39,6 +39,17 @@ def test_swapped_channels_are_told(tmp_path: Path) -> None:
     assert "are they BGR where RGB is meant?" in sentence
 
 
+def test_swapped_channels_are_told_by_their_order_whatever_the_brightness(tmp_path: Path) -> None:
+    """ImageNet's means and CIFAR-10's own, in both orders; the first samples alone are of another colour."""
+    general = RGB.model_copy(update={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})
+    cifar10 = (0.491, 0.482, 0.447)
+    for order, told in ((cifar10, 0), (cifar10[::-1], 1)):
+        data = images(tmp_path, order, count=2000)
+        assert data.train is not None
+        data.train.samples.array[:64] = 110
+        assert len(list(doubts(data.split("train"), data.split("validation"), general, 1.0))) == told
+
+
 def test_images_that_are_merely_of_another_colour_are_not_called_swapped(tmp_path: Path) -> None:
     assert said(images(tmp_path, (0.4, 0.4, 0.4))) == []
 

@@ -93,6 +93,28 @@ def test_a_quantized_file_is_not_quantized_again(quantized: OnnxModel, digits: D
         quantize(quantized, digits, tmp_path / "twice.onnx", QuantizeConfig())
 
 
+def test_the_original_is_not_replaced(exported: OnnxModel, digits: Data) -> None:
+    with pytest.raises(ToolError, match="is the file to quantize, which stays; choose another --output"):
+        quantize(exported, digits, exported.path, QuantizeConfig(form="qdq"), force=True)
+
+
+def test_types_without_kernels_are_refused() -> None:
+    with pytest.raises(ToolError, match="activation_type int8 with weight_type uint8 has no kernels"):
+        QuantizeConfig(activation_type="int8", weight_type="uint8")
+
+
+@pytest.mark.parametrize("samples", [3, 5, 20])
+def test_a_fixed_batch_need_not_divide_the_samples(
+    exported: OnnxModel, digits: Data, tmp_path: Path, samples: int
+) -> None:
+    proto = onnx.load(exported.path)
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    config = QuantizeConfig(form="qdq", calibration_samples=samples)
+    assert quantize(open_onnx(tmp_path / "fixed.onnx"), digits, tmp_path / "int8.onnx", config).model.is_quantized
+
+
 def test_a_node_to_exclude_that_does_not_exist_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     name = next(node.name for node in onnx.load(exported.path).graph.node if node.op_type == "Conv")
     with pytest.raises(ToolError, match=f"no node '{name}_' to exclude. Did you mean '{name}'"):

@@ -55,6 +55,19 @@ def test_what_does_not_fit_lies_beside_and_computes_the_same(
     np.testing.assert_array_equal(*(one["y"] for one in outputs))
 
 
+def test_weights_may_lie_in_a_folder_below(split: Path) -> None:
+    (split.parent / "weights").mkdir()
+    data_file(split).rename(split.parent / "weights" / "split.bin")
+    proto = onnx.load(split, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "weights/split.bin"
+    split.write_bytes(proto.SerializeToString())
+    model = open_onnx(split)
+    assert model.data_files == (split.parent / "weights" / "split.bin",)
+    assert len(run_session(open_session(split), *made_up_inputs(model, 4))["y"]) == 4
+
+
 def test_the_digest_covers_the_weights(split: Path) -> None:
     before = open_onnx(split).sha256
     assert before != file_sha256(split)

@@ -99,6 +99,8 @@ def test_dynamic_and_unknown_axes_are_named(linear_proto: MakeProto, tmp_path: P
         ("QuantizeLinear", "int8"),
         ("DynamicQuantizeLinear", "int8"),
         ("DynamicQuantizeLSTM", "int8"),
+        ("DequantizeLinear", "int8"),
+        ("QLinearAdd", "int8"),
         ("MatMulNBits", "int4"),
     ],
 )

@@ -137,6 +137,12 @@ def test_an_output_below_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="there is no /proc, where nobody may write")
+def test_what_cannot_be_written_fails_before_the_work() -> None:
+    with pytest.raises(ToolError, match=r"cannot write /proc/model\.onnx"), whole_file(Path("/proc/model.onnx")):
+        pytest.fail("the block ran")
+
+
 @pytest.mark.parametrize("writer", [whole_file, whole_folder])
 @pytest.mark.parametrize("path", [".", "/"])
 def test_an_output_without_a_name_is_refused(

@@ -1,6 +1,7 @@
 """A file that takes raw images and returns probabilities or classes computes what the module does, and says so."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,20 @@ def test_a_teacher_may_take_raw_images(
     config = DistillConfig(epochs=1, kd_ratio=1.0)
     taught = [distill(untrained, [one], few_digits, config).model.module[0].weight for one in (teacher, trained)]
     torch.testing.assert_close(*taught, atol=1e-3, rtol=1e-3)
+
+
+def test_a_module_may_call_its_output_what_the_file_calls_its_own(trained: TorchModel, tmp_path: Path) -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = trained.module
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"probabilities": self.network(x)}
+
+    named = replace(trained, module=Named())
+    file = export(named, tmp_path / "named.onnx", ExportConfig(returns="top-3")).model
+    assert [one.name for one in file.outputs] == ["probabilities", "classes"]
 
 
 def test_samples_that_are_no_images_are_refused(tiny: str, tmp_path: Path) -> None:
