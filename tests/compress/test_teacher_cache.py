@@ -59,6 +59,29 @@ def test_the_losses_are_those_without_a_cache(
     assert again == pytest.approx(uncached, rel=1e-6)
 
 
+def test_in_bfloat16_too_the_losses_are_those_without_a_cache(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, trained, few_digits, tmp_path / "cache")
+    before = num_runs()
+    uncached, cached, again = (
+        curve(untrained, trained, few_digits, cache, precision="bfloat16", kd_ratio=1.0)
+        for cache in (None, tmp_path / "cache", tmp_path / "cache")
+    )
+    assert num_runs() == before + 4 * 4 + 2 * 4  # what was said in float32 is not taken for it
+    assert cached == pytest.approx(uncached, rel=1e-6)
+    assert again == pytest.approx(uncached, rel=1e-6)
+
+
+def test_what_a_file_says_is_shared_by_runs_of_any_precision(
+    untrained: TorchModel, exported: OnnxModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, exported, few_digits, tmp_path / "cache")
+    before = num_runs()
+    curve(untrained, exported, few_digits, tmp_path / "cache", precision="bfloat16")
+    assert num_runs() == before
+
+
 def test_another_student_and_batch_size_share_it(
     untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
 ) -> None:
