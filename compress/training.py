@@ -41,7 +41,9 @@ from core.whole_output import whole_file
 logger = logging.getLogger(__name__)
 
 SPEED_NOTE = "speed.json"
+CPU_STEPS_UNCHECKED = 1
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
+POSITIONS_NAMED = 8
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Told an epoch's metrics, as they stand in ``metrics.jsonl``."""
@@ -242,18 +244,21 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     """Train for one epoch and return the mean loss of its batches."""
     loop, config, num_steps = run.loop, run.loop.config, len(run.loop.batches)
     losses = torch.zeros(num_steps, device=loop.accelerator.device)  # one by one they would lie strewn over the heap
-    check_every = 1 if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
+    check_every = CPU_STEPS_UNCHECKED if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
     train_mode(loop)
     if loop.accelerator.num_processes > 1:
         torch.manual_seed(config.seed + epoch * loop.accelerator.num_processes + loop.accelerator.process_index)
     num_taken = 0  # as many as num_steps, unless every sample of a batch was left out
+    unchecked: list[Tensor] = []  # where their samples stand
     for batch in epoch_batches(loop, epoch):
         schedule.step_update(epoch * num_steps + num_taken)
         losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs)
         num_taken += 1
+        unchecked.append(batch.positions)
         if num_taken % check_every == 0 or num_taken == num_steps:
-            latest = losses[(num_taken - 1) // check_every * check_every : num_taken]
-            _require_finite(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", batch, loop)
+            latest = losses[num_taken - len(unchecked) : num_taken]
+            _require_finite_loss(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", unchecked, batch, loop)
+            unchecked = []
         run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", num_taken, num_steps, "steps")
     mean = losses[:num_taken].mean()
     return float(loop.accelerator.reduce(mean, reduction="mean"))
@@ -298,17 +303,34 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
     state.next_epoch += 1
 
 
-def _require_finite(losses: Tensor, last_step: int, of_steps: str, batch: TrainBatch, loop: Loop) -> None:
-    """Raise where one of the latest losses is not finite, with its step and what its batch looked like."""
+def _require_finite_loss(
+    losses: Tensor, last_step: int, of_steps: str, positions: list[Tensor], last: TrainBatch, loop: Loop
+) -> None:
+    """Raise where one of the latest losses is not finite, with its step and its batch.
+
+    Args:
+        losses: Of the latest steps, up to `last_step`.
+        last_step: Counted from 1.
+        of_steps: What they are steps of.
+        positions: Of each one's batch, where its samples stand in the training split.
+        last: The batch of the last one; the others are gone.
+        loop: For advice.
+    """
     if losses.isfinite().all():
         return
     index = int((~losses.isfinite()).nonzero()[0])
-    step = last_step - len(losses) + index + 1
-    seen = ""
-    if step == last_step:  # else that batch is gone
-        least, most = (min(float(one.min()) for one in batch.samples), max(float(one.max()) for one in batch.samples))
-        seen = f"; its batch's samples lie in [{least:g}, {most:g}]"
+    step, batch = last_step - len(losses) + index + 1, positions[index].tolist()
+    named = ", ".join(map(str, batch[:POSITIONS_NAMED])) + (" ..." if len(batch) > POSITIONS_NAMED else "")
+    seen = f"its batch is the training samples {named} ({len(batch)} in all)"
+    if step == last_step:
+        least, most = (min(float(one.min()) for one in last.samples), max(float(one.max()) for one in last.samples))
+        seen += f" with values in [{least:g}, {most:g}]"
+    raise ToolError(
+        f"the training loss became {float(losses[index])} at step {step} of {of_steps}; {seen}; {_calmer(loop)}"
+    )
+
+
+def _calmer(loop: Loop) -> str:
+    """Return what to try where training diverged."""
     advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
-    if loop.speed.use_bfloat16:
-        advice += ", or try --precision float32"
-    raise ToolError(f"the training loss became {float(losses[index])} at step {step} of {of_steps}{seen}; {advice}")
+    return f"{advice}, or try --precision float32" if loop.speed.use_bfloat16 else advice

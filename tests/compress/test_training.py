@@ -9,9 +9,10 @@ import pytest
 import torch
 from small_runs import losses, same_weights
 
+from compress import training as training_module
 from compress.finetune import FinetuneConfig, finetune
 from compress.train_config import TrainConfig
-from compress.training_step import variant_of
+from compress.training_step import Loop, TrainBatch, variant_of
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
@@ -66,10 +67,31 @@ def test_the_same_seed_gives_the_same_weights(untrained: TorchModel, few_digits:
 
 def test_a_loss_that_is_not_finite_stops_with_advice(untrained: TorchModel, few_digits: Data) -> None:
     message = (
-        r"loss became (nan|inf) at step 2 of 8 in epoch 1; its batch's samples lie in \[.+\]; lower --lr \(it is 1e"
+        r"loss became (nan|inf) at step 2 of 8 in epoch 1; its batch is the training samples "
+        r"(\d+, ){7}\d+ \.\.\. \(32 in all\) with values in \[.+\]; lower --lr \(it is 1e"
     )
     with pytest.raises(ToolError, match=message):
         finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32, lr=1e30, warmup_epochs=0))
+
+
+def test_a_loss_that_was_not_looked_at_at_once_still_names_its_batch(
+    untrained: TorchModel, few_digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    original = training_module.train_step
+
+    def poisoned(loop: Loop, batch: TrainBatch, share: float) -> torch.Tensor:
+        batches.append(batch.positions.tolist())
+        loss = original(loop, batch, share)
+        return loss * float("nan") if len(batches) == 5 else loss
+
+    monkeypatch.setattr(training_module, "train_step", poisoned)
+    monkeypatch.setattr(training_module, "CPU_STEPS_UNCHECKED", 3)  # as a GPU's are
+    with pytest.raises(ToolError, match="became nan at step 5 of 8 in epoch 1") as raised:
+        finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32))
+    assert len(batches) == 6
+    named = ", ".join(map(str, batches[4][:8]))
+    assert f"its batch is the training samples {named} ... (32 in all); lower" in str(raised.value)
 
 
 def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, tmp_path: Path) -> None:
