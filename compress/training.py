@@ -251,8 +251,9 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     num_taken = 0  # as many as num_steps, unless every sample of a batch was left out
     unchecked: list[Tensor] = []  # where their samples stand
     for batch in epoch_batches(loop, epoch):
-        schedule.step_update(epoch * num_steps + num_taken)
-        losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs)
+        step = epoch * num_steps + num_taken
+        schedule.step_update(step)
+        losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs, step + 1)
         num_taken += 1
         unchecked.append(batch.positions)
         if num_taken % check_every == 0 or num_taken == num_steps:

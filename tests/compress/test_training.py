@@ -80,9 +80,9 @@ def test_a_loss_that_was_not_looked_at_at_once_still_names_its_batch(
     batches: list[list[int]] = []
     original = training_module.train_step
 
-    def poisoned(loop: Loop, batch: TrainBatch, share: float) -> torch.Tensor:
+    def poisoned(loop: Loop, batch: TrainBatch, *progress: float) -> torch.Tensor:
         batches.append(batch.positions.tolist())
-        loss = original(loop, batch, share)
+        loss = original(loop, batch, *progress)
         return loss * float("nan") if len(batches) == 5 else loss
 
     monkeypatch.setattr(training_module, "train_step", poisoned)
@@ -143,6 +143,12 @@ def test_an_average_of_the_weights_is_what_is_kept(untrained: TorchModel, few_di
         return float((model.module[0].weight - untrained.module[0].weight).norm())
 
     assert 0 < distance(averaged) < distance(plain)
+
+
+def test_a_slow_average_does_not_spoil_a_short_run(untrained: TorchModel, few_digits: Data) -> None:
+    config = FinetuneConfig(epochs=4, batch_size=32, lr=0.1, ema_decay=0.999)
+    report = finetune(untrained, few_digits, config).report
+    assert report.validation_accuracy > report.initial_accuracy + 20
 
 
 def test_patience_ends_a_run_that_no_longer_improves(untrained: TorchModel, few_digits: Data) -> None:
