@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
+from compress.divergence import require_finite_loss, require_finite_weights
 from compress.full_batch import minimise
 from compress.learning_rate import schedule_of
 from compress.speed_trial import Speed, Tried, choose_speed
@@ -21,7 +22,6 @@ from compress.training_state import TrainingState, discard_state, load_state, sa
 from compress.training_step import (
     BatchLoss,
     Loop,
-    TrainBatch,
     Wrap,
     accuracy_on,
     as_it_is,
@@ -43,7 +43,6 @@ logger = logging.getLogger(__name__)
 SPEED_NOTE = "speed.json"
 CPU_STEPS_UNCHECKED = 1
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
-POSITIONS_NAMED = 8
 
 OnEpoch = Callable[[dict[str, Any]], None]
 """Told an epoch's metrics, as they stand in ``metrics.jsonl``."""
@@ -114,8 +113,8 @@ def train(
         wrap: Makes the module that is trained, whose outputs the loss is given.
 
     Raises:
-        ToolError: The student cannot read the data, the loss is not finite, what is to be augmented is no image, a
-            layer that the config names is not there, or a sample cannot be read.
+        ToolError: The student cannot read the data, loss or weights are not finite, what is to be augmented is no
+            image, a layer that the config names is not there, or a sample cannot be read.
     """
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
@@ -258,7 +257,7 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
         unchecked.append(batch.positions)
         if num_taken % check_every == 0 or num_taken == num_steps:
             latest = losses[num_taken - len(unchecked) : num_taken]
-            _require_finite_loss(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", unchecked, batch, loop)
+            require_finite_loss(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", unchecked, batch, loop)
             unchecked = []
         run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", num_taken, num_steps, "steps")
     mean = losses[:num_taken].mean()
@@ -266,8 +265,13 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
 
 
 def _finish_epoch(run: _Run, mean_loss: float, samples_per_second: float) -> None:
-    """Judge the weights as they stand, note the epoch, and write the state."""
+    """Judge the weights as they stand, note the epoch, and write the state.
+
+    Raises:
+        ToolError: They are not finite.
+    """
     loop, state = run.loop, run.state
+    require_finite_weights(loop, state.next_epoch + 1)
     accuracy = accuracy_on(loop, run.validation)
     entry = {
         "epoch": state.next_epoch + 1,
@@ -302,36 +306,3 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
         state.best_accuracy, state.best_epoch = accuracy, state.next_epoch
         state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     state.next_epoch += 1
-
-
-def _require_finite_loss(
-    losses: Tensor, last_step: int, of_steps: str, positions: list[Tensor], last: TrainBatch, loop: Loop
-) -> None:
-    """Raise where one of the latest losses is not finite, with its step and its batch.
-
-    Args:
-        losses: Of the latest steps, up to `last_step`.
-        last_step: Counted from 1.
-        of_steps: What they are steps of.
-        positions: Of each one's batch, where its samples stand in the training split.
-        last: The batch of the last one; the others are gone.
-        loop: For advice.
-    """
-    if losses.isfinite().all():
-        return
-    index = int((~losses.isfinite()).nonzero()[0])
-    step, batch = last_step - len(losses) + index + 1, positions[index].tolist()
-    named = ", ".join(map(str, batch[:POSITIONS_NAMED])) + (" ..." if len(batch) > POSITIONS_NAMED else "")
-    seen = f"its batch is the training samples {named} ({len(batch)} in all)"
-    if step == last_step:
-        least, most = (min(float(one.min()) for one in last.samples), max(float(one.max()) for one in last.samples))
-        seen += f" with values in [{least:g}, {most:g}]"
-    raise ToolError(
-        f"the training loss became {float(losses[index])} at step {step} of {of_steps}; {seen}; {_calmer(loop)}"
-    )
-
-
-def _calmer(loop: Loop) -> str:
-    """Return what to try where training diverged."""
-    advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
-    return f"{advice}, or try --precision float32" if loop.speed.use_bfloat16 else advice

@@ -94,6 +94,24 @@ def test_a_loss_that_was_not_looked_at_at_once_still_names_its_batch(
     assert f"its batch is the training samples {named} ... (32 in all); lower" in str(raised.value)
 
 
+def test_weights_that_the_last_update_spoiled_are_not_kept(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training_module.train_step
+
+    def poisoned(loop: Loop, batch: TrainBatch, share: float, number: int) -> torch.Tensor:
+        loss = original(loop, batch, share, number)
+        if number == 8:
+            next(loop.module.parameters()).detach()[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(training_module, "train_step", poisoned)
+    message = r"the weights became inf in 0\.weight at the last step of epoch 1; lower --lr \(it is 0\.\d+\)"
+    with pytest.raises(ToolError, match=message):
+        finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32), workspace=tmp_path)
+    assert not list(tmp_path.glob("state-*"))
+
+
 def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, tmp_path: Path) -> None:
     targets = np.arange(90) % 3
     samples = np.eye(3, 5, dtype=np.float32)[targets]
