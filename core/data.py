@@ -275,15 +275,20 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
     """Yield each batch of a split, raising the error that fetching it met, if any, in this process.
 
     Raises:
-        ToolError: A sample cannot be read, or one more than may be skipped.
+        ToolError: A sample cannot be read, or one more than may be skipped, or all were skipped.
     """
+    num_good, bad = 0, []
     for batch in fetched:
         if isinstance(batch, ToolError):
             raise batch
         if split.skipped is not None:
             split.skipped.note(batch.skipped)
+        num_good += len(batch.targets)
+        bad += batch.skipped
         if len(batch.targets):
             yield batch
+    if bad and not num_good:
+        raise ToolError(f"--skip-bad leaves no sample of a split: all {len(bad)} are bad, the first: {bad[0]}")
 
 
 def spread(length: int, count: int) -> Tensor:
