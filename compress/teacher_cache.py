@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from core.whole_output import whole_file
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "teacher-cache.json"
+CHUNK_BYTES = 1 << 20
 Description = Mapping[str, Any]
 """What the logits depend on, by what a user would call it: data, teachers, augmentation ..."""
 
@@ -125,7 +126,16 @@ def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.m
     try:
         if not path.exists() or path.stat().st_size != size:
             with path.open("ab") as file:  # appending: another process may hold rows in it already
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail here and not on a write to memory
+                _reserve(file, size)
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
     except OSError as error:
         raise ToolError(f"cannot write the teacher cache {path.parent}: {error.strerror}") from error
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Give a file opened for appending its size: a full disk must fail here, and not on a write to memory."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(file.tell(), size, CHUNK_BYTES):  # macOS has no such call, and truncating would reserve nothing
+        file.write(bytes(min(CHUNK_BYTES, size - start)))

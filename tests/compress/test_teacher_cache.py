@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,16 @@ def test_a_row_is_known_only_once_it_is_written(tmp_path: Path) -> None:
     assert known.tolist() == [False, True, True]
     assert logits[1:].tolist() == [[3.0, 4.0], [1.0, 2.0]]
     assert json.loads((tmp_path / "c" / "teacher-cache.json").read_text()) == {"data": "x"}
+
+
+def test_a_system_that_cannot_reserve_space_writes_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    monkeypatch.setattr("compress.teacher_cache.CHUNK_BYTES", 7)
+    cache = TeacherCache(tmp_path / "c", {}, num_samples=5, num_outputs=2, limit_bytes=1000)
+    cache.write(0, torch.tensor([4]), torch.tensor([[1.0, 2.0]]))
+    logits, known = cache.read(0, torch.arange(5))
+    assert (known.tolist(), logits[4].tolist()) == ([False] * 4 + [True], [1.0, 2.0])
+    assert {path.name[14:]: path.stat().st_size for path in (tmp_path / "c").glob("v*")} == {"logits": 40, "known": 5}
 
 
 @pytest.mark.parametrize(
