@@ -277,7 +277,7 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
     Raises:
         ToolError: A sample cannot be read, or one more than may be skipped, or all were skipped.
     """
-    num_good, bad = 0, []
+    num_good, bad = 0, list[str]()
     for batch in fetched:
         if isinstance(batch, ToolError):
             raise batch
