@@ -151,7 +151,7 @@ def distill(
         feature_paths=[hint.teacher_path for hint in hints],
     )
     if teacher_cache is not None:
-        ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), len(teachers))
+        ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), teachers)
     device = str(start_accelerator().device)
     said = [
         predict(one, data, "validation", device=device, provider=config.provider, threads=config.threads)

@@ -85,13 +85,13 @@ class Tapped(nn.Module):
             module_at(module, path, f"take a hint from in the {whose}").register_forward_hook(self._keep(path))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Features]:
-        """Return logits (N, K) and the outputs of the modules, in the order of their paths."""
+        """Return logits (N, K) and the outputs of the modules, in the order of their paths, images channels first."""
         self._seen.clear()
         logits = logits_in(self.module(*inputs))
         missing = [path for path in self._paths if path not in self._seen]
         if missing:
             raise ToolError(f"hint: the module {missing[0]!r} did not run, so it has no output to compare")
-        features = tuple(self._seen[path] for path in self._paths)
+        features = tuple(_channels_first(self._seen[path], inputs[0]) for path in self._paths)
         self._seen.clear()
         return logits, features
 
@@ -102,6 +102,22 @@ class Tapped(nn.Module):
             self._seen[path] = output.clone()  # what follows may change it in place
 
         return keep
+
+
+def _channels_first(feature: Tensor, inputs: Tensor) -> Tensor:
+    """Bring (N, H, W, C), as Swin has it, to (N, C, H, W): where only that has the shape of the images it came from."""
+    if feature.ndim != 4 or inputs.ndim != 4:
+        return feature
+    first, second, third = feature.shape[1:]
+    is_last = _has_shape_of(first, second, inputs) and not _has_shape_of(second, third, inputs)
+    return feature.permute(0, 3, 1, 2) if is_last else feature
+
+
+def _has_shape_of(height: int, width: int, images: Tensor) -> bool:
+    """Tell whether a map has the aspect ratio of images (N, C, H, W), each side rounded by up to one."""
+    of_height, of_width = images.shape[2:]
+    slack = max(of_height, of_width) if of_height != of_width else 0  # the sides of a square are rounded alike
+    return abs(height * of_width - width * of_height) <= slack
 
 
 def make_adapters(hints: Sequence[Hint], student: Features, teacher: Features) -> nn.ModuleList:

@@ -1,4 +1,7 @@
-"""Teachers' logits on disk, so that they need not run at every step: one file for each augmentation of the samples.
+"""Teachers' logits on disk, so that they need not run at every step.
+
+One file for each augmentation of the samples, and for each precision that torch models answered in: a run may choose
+its own only after the folder was opened.
 
 A row is written before it is marked as known, so that a run killed in between only computes it again.
 """
@@ -8,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -21,12 +24,13 @@ from core.whole_output import whole_file
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "teacher-cache.json"
+CHUNK_BYTES = 1 << 20
 Description = Mapping[str, Any]
 """What the logits depend on, by what a user would call it: data, teachers, augmentation ..."""
 
 
 class TeacherCache:
-    """A folder of logits, (num_samples, num_outputs) float32 for each variant.
+    """A folder of logits, (num_samples, num_outputs) float32 for each variant and precision.
 
     Raises:
         ToolError: The folder holds logits of other teachers, data or augmentation, or cannot be read.
@@ -38,40 +42,41 @@ class TeacherCache:
         self._folder = folder
         self._shape = (num_samples, num_outputs)
         self._limit_bytes = limit_bytes
-        self._open: dict[int, tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None] = {}
+        self._open: dict[str, tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None] = {}
         with start_accelerator().main_process_first():
             _check(folder, description)
 
-    def read(self, variant: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, variant: int, positions: Tensor, *, in_bfloat16: bool = False) -> tuple[Tensor, Tensor]:
         """Return the logits float32 (N, num_outputs) of samples, and which of them are known, bool (N,)."""
-        files = self._files(variant)
+        files = self._files(variant, in_bfloat16)
         if files is None:
             return torch.zeros(len(positions), self._shape[1]), torch.zeros(len(positions), dtype=torch.bool)
         logits, known = files
         rows = positions.numpy()
         return torch.from_numpy(logits[rows]), torch.from_numpy(known[rows] == 1)
 
-    def write(self, variant: int, positions: Tensor, logits: Tensor) -> None:
+    def write(self, variant: int, positions: Tensor, logits: Tensor, *, in_bfloat16: bool = False) -> None:
         """Keep the logits (N, num_outputs) of samples, unless the folder is full."""
-        files = self._files(variant)
+        files = self._files(variant, in_bfloat16)
         if files is None:
             return
         rows = positions.numpy()
         files[0][rows] = logits.numpy()
         files[1][rows] = 1
 
-    def _files(self, variant: int) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None:
+    def _files(self, variant: int, in_bfloat16: bool) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None:
         """Open a variant's files; None where they are not there and would pass the limit."""
-        if variant not in self._open:
-            paths = [self._folder / f"variant-{variant:05}.{kind}" for kind in ("logits", "known")]
+        name = f"variant-{variant:05}{'-bfloat16' if in_bfloat16 else ''}"
+        if name not in self._open:
+            paths = [self._folder / f"{name}.{kind}" for kind in ("logits", "known")]
             if not all(path.exists() for path in paths) and not self._has_room():
-                self._open[variant] = None
+                self._open[name] = None
             else:
-                self._open[variant] = (
+                self._open[name] = (
                     _memmap(paths[0], np.dtype("<f4"), self._shape),
                     _memmap(paths[1], np.dtype(np.uint8), self._shape[:1]),
                 )
-        return self._open[variant]
+        return self._open[name]
 
     def _has_room(self) -> bool:
         used = sum(path.stat().st_size for path in self._folder.glob("variant-*"))
@@ -121,7 +126,16 @@ def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.m
     try:
         if not path.exists() or path.stat().st_size != size:
             with path.open("ab") as file:  # appending: another process may hold rows in it already
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail here and not on a write to memory
+                _reserve(file, size)
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
     except OSError as error:
         raise ToolError(f"cannot write the teacher cache {path.parent}: {error.strerror}") from error
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Give a file opened for appending its size: a full disk must fail here, and not on a write to memory."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(file.tell(), size, CHUNK_BYTES):  # macOS has no such call, and truncating would reserve nothing
+        file.write(bytes(min(CHUNK_BYTES, size - start)))

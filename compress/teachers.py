@@ -1,7 +1,7 @@
 """What teachers say of a batch: their logits, and the features that hints compare."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,18 +73,22 @@ def asking(
     return ask
 
 
-def asking_once(ask: Ask, cache: TeacherCache, num_teachers: int) -> Ask:
-    """Return the function that takes from the cache what it holds, and asks for the rest only, in float32."""
+def asking_once(ask: Ask, cache: TeacherCache, teachers: Sequence[Teacher]) -> Ask:
+    """Return the function that takes from the cache what it holds, and asks for the rest only.
+
+    Torch models answer in the batch's precision, as they do without a cache; what ONNX files say does not depend on it.
+    """
+    has_torch_models = any(isinstance(one, TorchModel) for one in teachers)
 
     def ask_once(batch: TrainBatch) -> Answer:
-        positions = batch.positions.cpu()
-        logits, known = cache.read(batch.variant, positions)
+        positions, in_bfloat16 = batch.positions.cpu(), batch.use_bfloat16 and has_torch_models
+        logits, known = cache.read(batch.variant, positions, in_bfloat16=in_bfloat16)
         if not known.all():
             missing = ~known
             fresh = torch.cat(ask(_only(batch, missing)).logits, 1).cpu()
             logits[missing] = fresh
-            cache.write(batch.variant, positions[missing], fresh)
-        return Answer(logits.to(batch.targets.device).chunk(num_teachers, 1))
+            cache.write(batch.variant, positions[missing], fresh, in_bfloat16=in_bfloat16)
+        return Answer(logits.to(batch.targets.device).chunk(len(teachers), 1))
 
     return ask_once
 
@@ -137,7 +141,7 @@ def _features_run(
 
 
 def _only(batch: TrainBatch, which: Tensor) -> TrainBatch:
-    """Return the chosen samples of a batch, to be answered in float32 whatever the student runs in."""
+    """Return the chosen samples of a batch."""
     which = which.to(batch.targets.device)
     samples = tuple(one[which] for one in batch.samples)
-    return TrainBatch(samples, batch.targets[which], batch.positions[which], batch.variant, use_bfloat16=False)
+    return replace(batch, samples=samples, targets=batch.targets[which], positions=batch.positions[which])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
+from compress.divergence import require_finite_loss, require_finite_weights
 from compress.full_batch import minimise
 from compress.learning_rate import schedule_of
 from compress.speed_trial import Speed, Tried, choose_speed
@@ -21,7 +22,6 @@ from compress.training_state import TrainingState, discard_state, load_state, sa
 from compress.training_step import (
     BatchLoss,
     Loop,
-    TrainBatch,
     Wrap,
     accuracy_on,
     as_it_is,
@@ -41,6 +41,7 @@ from core.whole_output import whole_file
 logger = logging.getLogger(__name__)
 
 SPEED_NOTE = "speed.json"
+CPU_STEPS_UNCHECKED = 1
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
 
 OnEpoch = Callable[[dict[str, Any]], None]
@@ -112,8 +113,8 @@ def train(
         wrap: Makes the module that is trained, whose outputs the loss is given.
 
     Raises:
-        ToolError: The student cannot read the data, the loss is not finite, what is to be augmented is no image, a
-            layer that the config names is not there, or a sample cannot be read.
+        ToolError: The student cannot read the data, loss or weights are not finite, what is to be augmented is no
+            image, a layer that the config names is not there, or a sample cannot be read.
     """
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
@@ -242,26 +243,35 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     """Train for one epoch and return the mean loss of its batches."""
     loop, config, num_steps = run.loop, run.loop.config, len(run.loop.batches)
     losses = torch.zeros(num_steps, device=loop.accelerator.device)  # one by one they would lie strewn over the heap
-    check_every = 1 if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
+    check_every = CPU_STEPS_UNCHECKED if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
     train_mode(loop)
     if loop.accelerator.num_processes > 1:
         torch.manual_seed(config.seed + epoch * loop.accelerator.num_processes + loop.accelerator.process_index)
     num_taken = 0  # as many as num_steps, unless every sample of a batch was left out
+    unchecked: list[Tensor] = []  # where their samples stand
     for batch in epoch_batches(loop, epoch):
-        schedule.step_update(epoch * num_steps + num_taken)
-        losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs)
+        step = epoch * num_steps + num_taken
+        schedule.step_update(step)
+        losses[num_taken] = train_step(loop, batch, (epoch + num_taken / num_steps) / config.epochs, step + 1)
         num_taken += 1
+        unchecked.append(batch.positions)
         if num_taken % check_every == 0 or num_taken == num_steps:
-            latest = losses[(num_taken - 1) // check_every * check_every : num_taken]
-            _require_finite(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", batch, loop)
+            latest = losses[num_taken - len(unchecked) : num_taken]
+            require_finite_loss(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", unchecked, batch, loop)
+            unchecked = []
         run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", num_taken, num_steps, "steps")
     mean = losses[:num_taken].mean()
     return float(loop.accelerator.reduce(mean, reduction="mean"))
 
 
 def _finish_epoch(run: _Run, mean_loss: float, samples_per_second: float) -> None:
-    """Judge the weights as they stand, note the epoch, and write the state."""
+    """Judge the weights as they stand, note the epoch, and write the state.
+
+    Raises:
+        ToolError: They are not finite.
+    """
     loop, state = run.loop, run.state
+    require_finite_weights(loop, state.next_epoch + 1)
     accuracy = accuracy_on(loop, run.validation)
     entry = {
         "epoch": state.next_epoch + 1,
@@ -296,19 +306,3 @@ def _note_epoch(state: TrainingState, module: nn.Module, accuracy: float, entry:
         state.best_accuracy, state.best_epoch = accuracy, state.next_epoch
         state.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
     state.next_epoch += 1
-
-
-def _require_finite(losses: Tensor, last_step: int, of_steps: str, batch: TrainBatch, loop: Loop) -> None:
-    """Raise where one of the latest losses is not finite, with its step and what its batch looked like."""
-    if losses.isfinite().all():
-        return
-    index = int((~losses.isfinite()).nonzero()[0])
-    step = last_step - len(losses) + index + 1
-    seen = ""
-    if step == last_step:  # else that batch is gone
-        least, most = (min(float(one.min()) for one in batch.samples), max(float(one.max()) for one in batch.samples))
-        seen = f"; its batch's samples lie in [{least:g}, {most:g}]"
-    advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
-    if loop.speed.use_bfloat16:
-        advice += ", or try --precision float32"
-    raise ToolError(f"the training loss became {float(losses[index])} at step {step} of {of_steps}{seen}; {advice}")

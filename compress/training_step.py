@@ -143,7 +143,8 @@ def prepare_loop(
     if config.quantization_aware:
         round_layers(module)
     frozen = frozen_modules(module, config.freeze) if config.freeze else []
-    average = ModelEmaV3(module, decay=config.ema_decay) if config.ema_decay else None
+    # warmed up: of a few hundred steps a decay of 0.999 would keep more of the start than of what was learned
+    average = ModelEmaV3(module, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     if accelerator.num_processes > 1:
         module = synchronised_batch_norm(module, accelerator.device)
     trainee = wrap(module).to(accelerator.device)
@@ -242,13 +243,14 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
         yield TrainBatch(samples, targets, raw.positions, variant, loop.speed.use_bfloat16)
 
 
-def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0) -> Tensor:
+def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0, number: int = 1) -> Tensor:
     """Take one optimizer step on a batch and return its loss, without gradient.
 
     Args:
         loop: What to train.
         batch: What on.
         share: How much of the run has passed, in [0, 1], by which growing penalties go.
+        number: Which step of the run it is, counted from 1, by which the average of the weights warms up.
     """
     config, parts = loop.config, batch.split(loop.config.accumulation_steps)
     total = torch.zeros((), device=batch.targets.device)
@@ -265,7 +267,7 @@ def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0) -> Tensor:
         loop.accelerator.clip_grad_norm_(loop.trainee.parameters(), config.clip_grad_norm)
     loop.optimizer.step()
     if loop.average is not None:
-        loop.average.update(loop.module)
+        loop.average.update(loop.module, number)
     return total
 
 

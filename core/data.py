@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from core.errors import ToolError, UnreadableSampleError
 from core.preprocessing import Kind, Preprocessing, Tensors, fit_images, model_input
@@ -254,14 +254,18 @@ def loader(
         generator: Shuffles them; None keeps their order.
         drop_last: Leave out a last batch that is not full.
     """
+    fetching = _Fetching(split, preprocessing)
+    persists = generator is not None and split.samples.num_workers > 0  # training comes back every epoch
     return DataLoader(
-        _Fetching(split, preprocessing),
+        fetching,
         batch_size=batch_size,
-        shuffle=generator is not None,
-        generator=generator,
+        sampler=RandomSampler(fetching, generator=generator) if generator is not None else None,
+        # torch draws from it for each iterator it makes; a run that goes on makes a lasting one once more than one that
+        # was not interrupted, and must find the same order
+        generator=torch.Generator() if persists else generator,
         drop_last=drop_last,
         num_workers=split.samples.num_workers,
-        persistent_workers=generator is not None and split.samples.num_workers > 0,  # training comes back every epoch
+        persistent_workers=persists,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
     )
@@ -271,15 +275,20 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
     """Yield each batch of a split, raising the error that fetching it met, if any, in this process.
 
     Raises:
-        ToolError: A sample cannot be read, or one more than may be skipped.
+        ToolError: A sample cannot be read, or one more than may be skipped, or all were skipped.
     """
+    num_good, bad = 0, list[str]()
     for batch in fetched:
         if isinstance(batch, ToolError):
             raise batch
         if split.skipped is not None:
             split.skipped.note(batch.skipped)
+        num_good += len(batch.targets)
+        bad += batch.skipped
         if len(batch.targets):
             yield batch
+    if bad and not num_good:
+        raise ToolError(f"--skip-bad leaves no sample of a split: all {len(bad)} are bad, the first: {bad[0]}")
 
 
 def spread(length: int, count: int) -> Tensor:

@@ -24,6 +24,7 @@ from core.preprocessing import Preprocessing, Tensors, fit_images
 
 LABEL = ".cls"
 SURVEYED = 64
+ZEROS_AT_ONCE = 1 << 16
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -154,10 +155,24 @@ def _samples(path: Path) -> Iterator[tuple[str, tuple[int, int], int | None]]:
                 elif f".{extension}" == LABEL:
                     target = _class_index(tar, member, path)
                 last = member.name
+            _require_end(tar)
             if key:
                 yield key, _require_image(place, key, path), target
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ToolError(f"cannot read the shard {path} after {last}: {error}; replace it") from error
+
+
+def _require_end(tar: tarfile.TarFile) -> None:
+    """Raise where no end of archive follows what was read: tarfile takes a damaged header, or none, for the end."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    num_zeros = 0
+    while chunk := tar.fileobj.read(ZEROS_AT_ONCE):
+        if any(chunk):
+            raise tarfile.ReadError(f"what stands at byte {tar.offset} is no header, and more follows")
+        num_zeros += len(chunk)
+    if num_zeros < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"the file ends at byte {tar.offset + num_zeros} without an end-of-archive block")
 
 
 def _require_image(place: tuple[int, int] | None, key: str, path: Path) -> tuple[int, int]:

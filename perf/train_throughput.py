@@ -78,7 +78,7 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     ask = asking((teacher,), data, student.preprocessing, provider="cpu", threads=0)
     contenders: dict[str, Steps] = {
         PLAIN: plain_loop(student, teacher, data),
-        CACHED: _ours(student, data, speed, _filled(ask, scratch, data)),
+        CACHED: _ours(student, data, speed, _filled(ask, teacher, scratch, data, speed)),
         "onnxpress, teacher at every step": _ours(student, data, speed, ask),
         CEILING: _ceiling(student, speed),
     }
@@ -150,12 +150,13 @@ def _ours(student: TorchModel, data: Data, speed: Any, ask: Ask) -> Steps:
             yield
 
 
-def _filled(ask: Ask, scratch: Path, data: Data) -> Ask:
+def _filled(ask: Ask, teacher: TorchModel, scratch: Path, data: Data, speed: Any) -> Ask:
     """Return the cached teacher; the cache holds something for every sample, as after the first epoch."""
     split = data.split("train")
     cache = TeacherCache(scratch, {}, num_samples=len(split), num_outputs=len(data.labels), limit_bytes=1 << 30)
-    cache.write(0, torch.arange(len(split)), torch.randn(len(split), len(data.labels)))
-    return asking_once(ask, cache, 1)
+    said = torch.randn(len(split), len(data.labels))
+    cache.write(0, torch.arange(len(split)), said, in_bfloat16=speed.use_bfloat16)
+    return asking_once(ask, cache, (teacher,))
 
 
 def _ceiling(student: TorchModel, speed: Any) -> Steps:

@@ -14,6 +14,8 @@ from core.data import Data
 
 CLI = str(Path(__file__).parents[1] / "cli.py")
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", CLI]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH += ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", CLI]
 ONE = [sys.executable, CLI]
 
 
@@ -44,6 +46,20 @@ def test_two_processes_train_as_one_does(tiny: str, images: Path, tmp_path: Path
         load_checkpoint(tmp_path / name)
     assert len(curves["one"]) == 20
     assert curves["two"] == pytest.approx(curves["one"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_accelerate_launch_trains_as_torchrun_does(tiny: str, images: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--epochs", "5", "--batch-size", "32", "--json"]
+    reports = []
+    for name, command in {"torchrun": TWO, "accelerate": LAUNCH}.items():
+        done = launched([*command, *arguments, "-o", name], tmp_path)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        assert reports[-1]["num_processes"] == 2
+    first, second = ([entry["train_loss"] for entry in report["metrics"]] for report in reports)
+    assert len(first) == 5
+    assert first == second
 
 
 def test_a_command_that_does_not_share_its_work_says_so(monkeypatch: pytest.MonkeyPatch, onnxpress) -> None:

@@ -95,6 +95,32 @@ def test_adapters_bring_channels_together() -> None:
     assert shapes == [(2, 8, 4, 4), (2, 9), (2, 3, 4, 4)]
 
 
+class PutOut(nn.Module):
+    """Puts out (N, H, W, C), as Swin's stages do, or (N, C, H, W)."""
+
+    def __init__(self, *, channels: int, channels_last: bool) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, channels, 4, stride=4)
+        self.stage = nn.Identity()
+        self.channels_last = channels_last
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.convolution(x)
+        return self.stage(found.permute(0, 2, 3, 1) if self.channels_last else found).flatten(1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 20), (33, 21)], ids=str)
+@pytest.mark.parametrize("channels", [5, 24])
+def test_features_with_channels_last_are_compared_by_place(size: tuple[int, int], channels: int) -> None:
+    images = torch.randn(2, 3, *size)
+    first, last = (PutOut(channels=channels, channels_last=layout) for layout in (False, True))
+    last.load_state_dict(first.state_dict())
+    (ours,), (theirs,) = (Tapped(module, ["stage"], "student")(images)[1] for module in (last, first))
+    assert torch.equal(ours, theirs)
+    (adapter,) = make_adapters([Hint("fitnet", "stage", "stage", 1.0)], (ours,), (torch.zeros(2, 7, 4, 4),))
+    assert tuple(adapter(ours).shape) == (2, 7, *theirs.shape[2:])
+
+
 @pytest.mark.parametrize(
     ("method", "ours", "theirs"),
     [

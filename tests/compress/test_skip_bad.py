@@ -1,5 +1,6 @@
 """Samples that cannot be read stop a run with their name, or are left out up to a number."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
+from core.predict import predict
 
 
 @pytest.fixture
@@ -41,3 +43,19 @@ def test_so_many_bad_samples_are_left_out(photos: Path, tiny: str) -> None:
     report = finetune(model, data, FinetuneConfig(epochs=2, batch_size=8)).report
     assert report.skipped_samples == 3
     assert distill(model, model, data, DistillConfig(epochs=1, batch_size=8)).report.skipped_samples == 3
+
+
+def test_validation_samples_that_are_all_bad_cannot_judge(photos: Path, tiny: str) -> None:
+    for split, folder in itertools.product(("val", "test"), "01"):  # alone, val/ would be the test split
+        (photos / split / folder).mkdir(parents=True)
+        for path in sorted((photos / "train" / folder).glob("*.png"))[-2:]:
+            (photos / split / folder / path.name).write_bytes(path.read_bytes()[:80])
+    data = load_data(str(photos), skip_bad=11)
+    model = load_torch_model(f"{tiny}:cnn", data)
+    message = (
+        r"--skip-bad leaves no sample of a split: all 4 are bad, the first: cannot read the image .*/val/0/\d+\.png"
+    )
+    with pytest.raises(ToolError, match=message):
+        finetune(model, data, FinetuneConfig(epochs=1, batch_size=8))
+    with pytest.raises(ToolError, match=message):
+        predict(model, data, "validation")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,29 @@ def test_the_losses_are_those_without_a_cache(
     again = curve(untrained, trained, few_digits, tmp_path / "cache", lr=0.05)
     assert num_runs() == 4 * 4 + 2 * 4
     assert again == pytest.approx(uncached, rel=1e-6)
+
+
+def test_in_bfloat16_too_the_losses_are_those_without_a_cache(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, trained, few_digits, tmp_path / "cache")
+    before = num_runs()
+    uncached, cached, again = (
+        curve(untrained, trained, few_digits, cache, precision="bfloat16", kd_ratio=1.0)
+        for cache in (None, tmp_path / "cache", tmp_path / "cache")
+    )
+    assert num_runs() == before + 4 * 4 + 2 * 4  # what was said in float32 is not taken for it
+    assert cached == pytest.approx(uncached, rel=1e-6)
+    assert again == pytest.approx(uncached, rel=1e-6)
+
+
+def test_what_a_file_says_is_shared_by_runs_of_any_precision(
+    untrained: TorchModel, exported: OnnxModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, exported, few_digits, tmp_path / "cache")
+    before = num_runs()
+    curve(untrained, exported, few_digits, tmp_path / "cache", precision="bfloat16")
+    assert num_runs() == before
 
 
 def test_another_student_and_batch_size_share_it(
@@ -170,6 +194,16 @@ def test_a_row_is_known_only_once_it_is_written(tmp_path: Path) -> None:
     assert known.tolist() == [False, True, True]
     assert logits[1:].tolist() == [[3.0, 4.0], [1.0, 2.0]]
     assert json.loads((tmp_path / "c" / "teacher-cache.json").read_text()) == {"data": "x"}
+
+
+def test_a_system_that_cannot_reserve_space_writes_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+    monkeypatch.setattr("compress.teacher_cache.CHUNK_BYTES", 7)
+    cache = TeacherCache(tmp_path / "c", {}, num_samples=5, num_outputs=2, limit_bytes=1000)
+    cache.write(0, torch.tensor([4]), torch.tensor([[1.0, 2.0]]))
+    logits, known = cache.read(0, torch.arange(5))
+    assert (known.tolist(), logits[4].tolist()) == ([False] * 4 + [True], [1.0, 2.0])
+    assert {path.name[14:]: path.stat().st_size for path in (tmp_path / "c").glob("v*")} == {"logits": 40, "known": 5}
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import pytest
 import torch
 from small_runs import losses, same_weights
 
+from compress import training as training_module
 from compress.finetune import FinetuneConfig, finetune
 from compress.train_config import TrainConfig
-from compress.training_step import variant_of
+from compress.training_step import Loop, TrainBatch, variant_of
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
@@ -66,10 +67,49 @@ def test_the_same_seed_gives_the_same_weights(untrained: TorchModel, few_digits:
 
 def test_a_loss_that_is_not_finite_stops_with_advice(untrained: TorchModel, few_digits: Data) -> None:
     message = (
-        r"loss became (nan|inf) at step 2 of 8 in epoch 1; its batch's samples lie in \[.+\]; lower --lr \(it is 1e"
+        r"loss became (nan|inf) at step 2 of 8 in epoch 1; its batch is the training samples "
+        r"(\d+, ){7}\d+ \.\.\. \(32 in all\) with values in \[.+\]; lower --lr \(it is 1e"
     )
     with pytest.raises(ToolError, match=message):
         finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32, lr=1e30, warmup_epochs=0))
+
+
+def test_a_loss_that_was_not_looked_at_at_once_still_names_its_batch(
+    untrained: TorchModel, few_digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    original = training_module.train_step
+
+    def poisoned(loop: Loop, batch: TrainBatch, *progress: float) -> torch.Tensor:
+        batches.append(batch.positions.tolist())
+        loss = original(loop, batch, *progress)
+        return loss * float("nan") if len(batches) == 5 else loss
+
+    monkeypatch.setattr(training_module, "train_step", poisoned)
+    monkeypatch.setattr(training_module, "CPU_STEPS_UNCHECKED", 3)  # as a GPU's are
+    with pytest.raises(ToolError, match="became nan at step 5 of 8 in epoch 1") as raised:
+        finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32))
+    assert len(batches) == 6
+    named = ", ".join(map(str, batches[4][:8]))
+    assert f"its batch is the training samples {named} ... (32 in all); lower" in str(raised.value)
+
+
+def test_weights_that_the_last_update_spoiled_are_not_kept(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = training_module.train_step
+
+    def poisoned(loop: Loop, batch: TrainBatch, share: float, number: int) -> torch.Tensor:
+        loss = original(loop, batch, share, number)
+        if number == 8:
+            next(loop.module.parameters()).detach()[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(training_module, "train_step", poisoned)
+    message = r"the weights became inf in 0\.weight at the last step of epoch 1; lower --lr \(it is 0\.\d+\)"
+    with pytest.raises(ToolError, match=message):
+        finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=32), workspace=tmp_path)
+    assert not list(tmp_path.glob("state-*"))
 
 
 def test_samples_that_are_not_images_are_trained_on_but_not_flipped(tiny: str, tmp_path: Path) -> None:
@@ -121,6 +161,12 @@ def test_an_average_of_the_weights_is_what_is_kept(untrained: TorchModel, few_di
         return float((model.module[0].weight - untrained.module[0].weight).norm())
 
     assert 0 < distance(averaged) < distance(plain)
+
+
+def test_a_slow_average_does_not_spoil_a_short_run(untrained: TorchModel, few_digits: Data) -> None:
+    config = FinetuneConfig(epochs=4, batch_size=32, lr=0.1, ema_decay=0.999)
+    report = finetune(untrained, few_digits, config).report
+    assert report.validation_accuracy > report.initial_accuracy + 20
 
 
 def test_patience_ends_a_run_that_no_longer_improves(untrained: TorchModel, few_digits: Data) -> None:

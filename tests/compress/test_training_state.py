@@ -1,15 +1,20 @@
 """An interrupted run goes on to the weights it would have had; what is damaged or another's is not taken."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_runs import StopHereError, same_weights, stop_in_epoch
 
 from compress.finetune import FinetuneConfig, finetune
 from compress.training_state import partial_folder
 from core.data import Data
+from core.data_reference import load_data
+from core.model_reference import load_torch_model
 from core.torch_model import TorchModel
 
 
@@ -28,6 +33,24 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     )
     assert epochs_seen == {"finetune epoch 3/4", "finetune epoch 4/4"}
     assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_from_disk_come_in_the_same_order_after_an_interruption(workers: int, tiny: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for split, name, number in itertools.product(("train", "val"), "ab", range(24)):
+        path = tmp_path / "photos" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    data = load_data(str(tmp_path / "photos"))
+    train = dataclasses.replace(data.train, samples=dataclasses.replace(data.train.samples, num_workers=workers))
+    data = dataclasses.replace(data, train=train)
+    model = load_torch_model(f"{tiny}:cnn", data)
+    config, workspace = FinetuneConfig(epochs=3, batch_size=16), tmp_path / "out.partial"
+    with pytest.raises(StopHereError):
+        finetune(model, data, config, workspace=workspace, progress=stop_in_epoch(3))
+    resumed = finetune(model, data, config, workspace=workspace).model
+    assert same_weights(resumed, finetune(model, data, config).model)
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 100, 5000])

@@ -142,6 +142,25 @@ def test_a_damaged_shard_is_named_with_the_last_sample_read(keep: float, shard: 
         index_shards([path])
 
 
+@pytest.mark.parametrize("header", [b"\0" * 512, b"\xff" * 100], ids=["zeroed", "overwritten"])
+def test_a_header_damaged_in_mid_file_is_not_taken_for_the_end(header: bytes, shard: MakeShard) -> None:
+    path = shard("a.tar", samples(0, 6))
+    contents = bytearray(path.read_bytes())
+    contents[4 * 1024 : 4 * 1024 + len(header)] = header  # each file is a header and a block
+    path.write_bytes(contents)
+    message = "after dir/0001.cls: what stands at byte 4096 is no header, and more follows; replace"
+    with pytest.raises(ToolError, match=rf"cannot read the shard {path} {message}"):
+        index_shards([path])
+
+
+@pytest.mark.parametrize("end", [4 * 1024, 4 * 1024 + 100], ids=["between files", "in a header"])
+def test_a_shard_cut_between_two_files_is_not_complete(end: int, shard: MakeShard) -> None:
+    path = shard("a.tar", samples(0, 6))
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ToolError, match=rf"cannot read the shard {path} after dir/0001.cls: .*; replace it"):
+        index_shards([path])
+
+
 def with_a_broken_image(shard: MakeShard) -> Path:
     return shard("a.tar", samples(0, 20) | {"dir/0003.png": png(3)[:40]})
 
