@@ -153,6 +153,8 @@ def choose(units: Sequence[Unit], saving_ms: float) -> Option | None:
     """Take an option of each unit, so that together they save so much with the least damage; None where they cannot."""
     if sum(max(option.saving_ms for option in unit) for unit in units) < saving_ms:
         return None
+    if saving_ms <= 0:
+        return Option()
     cell = saving_ms / CELLS
     least = np.full(CELLS + 1, np.inf)  # damage at which so many cells are saved
     least[0] = 0.0

@@ -115,7 +115,7 @@ def _attempts(search: _Search, speedup: float, units: Sequence[Unit], progress: 
     tried: list[_Attempt] = []
     for _ in range(MOST_CHOICES):
         chosen = choose(units, saving_ms)
-        if chosen is None or len(tried) == ATTEMPTS or high - low < CLOSE * whole_ms:
+        if chosen is None or not whole_ms or len(tried) == ATTEMPTS or (tried and high - low < CLOSE * whole_ms):
             break
         attempt = next((one for one in tried if one.chosen == chosen), None)
         if attempt is None:

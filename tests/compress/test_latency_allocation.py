@@ -39,6 +39,7 @@ def test_what_cannot_be_saved_is_not_chosen() -> None:
     units = [(Option(), Option(saving_ms=1.0, damage=0.1))]
     assert choose(units, 1.5) is None
     assert choose(units, 1.0).saving_ms == 1.0
+    assert choose([(Option(),)], 0.0) == Option()
 
 
 def test_the_table_knows_what_a_narrowed_model_costs(tiny: str, digits: Data) -> None:

@@ -143,6 +143,15 @@ def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data
     assert {"predicted_speedup", "measured_speedup", "params", "damage"} <= set(caught.value.tried[0])
 
 
+def test_where_nothing_saves_time_the_closest_is_the_model_itself(tiny: str, digits: Data) -> None:
+    model = load_torch_model(f"{tiny}:cnn,width=4", digits)  # less than the kernels compute at once
+    with pytest.raises(
+        GateMissedError, match=r"2x the speed is out of reach: 1.00x is the closest, with .* 0 groups narrowed"
+    ) as caught:
+        pruned(model, digits, speedup=2.0, drop_blocks=False)
+    assert [row["measured_speedup"] for row in caught.value.tried] == [1.0]
+
+
 def test_without_data_there_is_no_damage_to_measure(deep: TorchModel) -> None:
     with pytest.raises(ToolError, match="the latency allocation measures damage on samples; give --data"):
         prune(deep, PruneConfig(speedup=2.0), measuring=a_clock()[0])
