@@ -25,6 +25,7 @@ ATTEMPTS = 8  # models exported and timed
 MOST_CHOICES = 40
 CLOSE = 0.001  # of the model's time, between which two savings are the same
 TOLERANCE = 0.02  # above the target, within which an attempt is taken
+NEAR_MISS = 0.01  # below the target, within which an attempt is taken where none reaches it
 
 
 class SearchStep(BaseModel, frozen=True):
@@ -130,10 +131,9 @@ def _attempts(search: _Search, speedup: float, units: Sequence[Unit], progress: 
         saving_ms = whole_ms - (whole_ms - chosen.saving_ms) * reached / speedup
         if not low < saving_ms < high:
             saving_ms = (low + high) / 2
-    enough = [one for one in tried if one.timed.speedup >= speedup * (1 - TOLERANCE / 2)]
-    if not enough:
+    best = _best(speedup, tried)
+    if best is None:
         raise GateMissedError(_out_of_reach(speedup, tried), [one.step.model_dump() for one in tried])
-    best = min(enough, key=lambda one: one.timed.speedup)
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )
@@ -170,6 +170,15 @@ def _attempt(search: _Search, chosen: Option) -> _Attempt:
         step.params,
     )
     return _Attempt(chosen=chosen, module=module, timed=timed, step=step)
+
+
+def _best(speedup: float, tried: Sequence[_Attempt]) -> _Attempt | None:
+    """Return the slowest attempt that is fast enough; where none is, the closest one, unless that is too far off."""
+    enough = [one for one in tried if one.timed.speedup >= speedup]
+    if enough:
+        return min(enough, key=lambda one: one.timed.speedup)
+    near = [one for one in tried if one.timed.speedup >= speedup * (1 - NEAR_MISS)]
+    return max(near, key=lambda one: one.timed.speedup, default=None)
 
 
 def _out_of_reach(speedup: float, tried: Sequence[_Attempt]) -> str:

@@ -1,5 +1,6 @@
 """The search ends at the target, by a clock that the test makes up; what it leaves out and narrows is rebuilt."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,23 @@ def test_a_factor_that_is_reached_already_says_so(target: str, deep: TorchModel,
 def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> None:
     with pytest.raises(ToolError, match="latency_ms is measured, and nothing to measure with was given"):
         prune(deep, PruneConfig(latency_ms=1.0), data=digits)
+
+
+@pytest.mark.parametrize(
+    ("measured", "taken"), [((1.985, 2.05, 2.015), 2.015), ((1.985, 1.99, 1.982), 1.99)], ids=["reached", "near"]
+)
+def test_an_attempt_that_reaches_the_target_goes_before_one_that_nearly_does(
+    measured: tuple[float, ...], taken: float, deep: TorchModel, digits: Data
+) -> None:
+    speedups = itertools.chain((1.0,), measured, itertools.repeat(measured[-1]))
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        speedup = next(speedups)
+        return Timed(1.0, 1 / speedup, speedup)
+
+    measuring = Measuring(models, a_clock()[0].layers)
+    report = prune(deep, PruneConfig(speedup=2.0, sensitivity_samples=32), data=digits, measuring=measuring).report
+    assert report.measured_speedup == taken
 
 
 def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data) -> None:
