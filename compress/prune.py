@@ -17,7 +17,7 @@ from core.data import Data
 from core.describe import num_macs
 from core.errors import ToolError, require
 from core.history import step
-from core.measuring import Measuring
+from core.measuring import Measuring, SpeedTarget
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import architecture, combined, difference
@@ -179,7 +179,7 @@ def prune(
             original,
             model,
             settings,
-            target,
+            SpeedTarget(target, config.latency_ms),
             own_ms,
             data,
             measuring,
