@@ -89,7 +89,7 @@ def search_latency(
     """
     groups = channel_groups(original, model, settings)
     blocks = residual_blocks(model, settings.ignored) if drop_blocks else ()
-    table = latency_table(layer_shapes(model), groups, measuring.layers, model_ms)
+    table = latency_table(layer_shapes(model), groups, settings, measuring.layers, model_ms)
 
     def measure_damage(changes: Sequence[Change]) -> list[float]:
         return damage_of(changes, original, split, model.preprocessing, num_samples, progress)
@@ -135,7 +135,7 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
             saving_ms = (low + high) / 2
     best = _best(target, tried)
     if best is None:
-        raise GateMissedError(_out_of_reach(target, tried), [one.step.model_dump() for one in tried])
+        raise GateMissedError(_out_of_reach(search, target, tried), [one.step.model_dump() for one in tried])
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )
@@ -184,12 +184,15 @@ def _best(target: SpeedTarget, tried: Sequence[_Attempt]) -> _Attempt | None:
     return max(near, key=lambda one: target.reach(one.timed), default=None)
 
 
-def _out_of_reach(target: SpeedTarget, tried: Sequence[_Attempt]) -> str:
+def _out_of_reach(search: _Search, target: SpeedTarget, tried: Sequence[_Attempt]) -> str:
     closest = max(tried, key=lambda one: target.reach(one.timed), default=None)
     if closest is None:
         return f"{target.speedup:.4g}x the speed is out of reach: nothing that may go saves time; ignore fewer modules"
+    share = search.settings.max_pruning_ratio
+    more = f"raise max_pruning_ratio {share:g}, " if share < 1 else ""
     return (
         f"{target.missed_by(closest.timed)}, with "
         f"{closest.step.params} parameters, {len(closest.chosen.dropped)} blocks left out and "
-        f"{len(closest.chosen.left)} groups narrowed; ignore fewer modules, or distil a smaller student"
+        f"{len(closest.chosen.left)} groups narrowed; {more}"
+        "ignore fewer modules, or distil a smaller student"
     )

@@ -47,7 +47,8 @@ class PruneConfig(RankingConfig):
             takes ``latency`` for a measured target and ``global`` for the others.
         precision: What the file will be deployed in, and is timed in: ``float32`` or ``int8``.
         batch_size: What it is timed at.
-        round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds them by itself.
+        round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds those that are fast by
+            itself, among these.
         drop_blocks: Whether ``latency`` may leave out residual blocks whole.
         prune_heads: Whether whole attention heads go, in place of channels of every head; with ``uniform``.
     """

@@ -29,7 +29,8 @@ class RankingConfig:
             (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (He et al. 2019), ``taylor``
             (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
             or ``random``.
-        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
+        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1]; a residual block that may
+            go goes whole.
         ignore: Paths of modules to leave whole, blocks with their inputs; the classifier always is.
         sensitivity_samples: Samples that damage is measured on.
         seed: Seeds the choice among equals.

@@ -107,6 +107,24 @@ def test_widths_stand_where_the_kernels_have_steps(deep: TorchModel, digits: Dat
 
 
 @pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [({"max_pruning_ratio": 0.3, "speedup": 1.15}, {24, 32}), ({"round_to": 16, "speedup": 1.5}, {16, 32})],
+    ids=["max_pruning_ratio", "round_to"],
+)
+def test_widths_are_those_the_settings_allow(
+    settings: dict[str, Any], allowed: set[int], deep: TorchModel, digits: Data
+) -> None:
+    report = pruned(deep, digits, drop_blocks=False, **settings).report
+    assert report.layers
+    assert {layer.channels_left for layer in report.layers} <= allowed
+
+
+def test_a_speedup_beyond_the_share_that_may_go_is_out_of_reach(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(GateMissedError, match=r"3x the speed is out of reach: .* raise max_pruning_ratio 0\.3"):
+        pruned(deep, digits, speedup=3.0, max_pruning_ratio=0.3, drop_blocks=False)
+
+
+@pytest.mark.parametrize(
     "more",
     [",kind=GRU"] + [pytest.param(one, marks=pytest.mark.slow) for one in ("", ",num_layers=2,bidirectional=true")],
 )
