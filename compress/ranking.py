@@ -17,6 +17,7 @@ from core.predict import check_reads
 from core.torch_model import TorchModel, run_once
 
 GRADIENT_SAMPLES = 512
+SQUARED_SAMPLES = 256  # fewer, since each has a backward pass to itself
 NEED_GRADIENTS = ("taylor", "hessian")
 
 
@@ -91,11 +92,34 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:
-    """Leave in every parameter the gradient of the loss over training samples."""
+    """Leave in every parameter what the importance takes for the gradient of the loss over training samples."""
     if data is None:
         raise ToolError(f"importance {importance!r} needs the gradient of the loss on samples; give --data")
     if not data.split("train").is_labelled:
         raise ToolError(f"{data.reference} has no labels, which the gradients of {importance!r} come from")
     module.zero_grad()
+    if importance == "hessian":
+        _square_gradients(module, model, data)
+        return
     for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=GRADIENT_SAMPLES):
         torch.autograd.backward(functional.cross_entropy(logits_in(module(*inputs)), targets))
+
+
+def _square_gradients(module: nn.Module, model: TorchModel, data: Data) -> None:
+    """Leave in every parameter the mean of the squared gradients of single samples.
+
+    That is the diagonal of the empirical Fisher information, which stands for the Hessian's; torch-pruning reads it where
+    the gradient is, and multiplies it by the squared weights.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    squares = [torch.zeros_like(parameter) for parameter in parameters]
+    num_samples = 0
+    for inputs, targets in batches(data.split("train"), model.preprocessing, 1, limit=SQUARED_SAMPLES):
+        loss = functional.cross_entropy(logits_in(module(*inputs)), targets)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for square, gradient in zip(squares, gradients, strict=True):
+            if gradient is not None:
+                square.addcmul_(gradient, gradient)
+        num_samples += 1
+    for parameter, square in zip(parameters, squares, strict=True):
+        parameter.grad = square / num_samples
