@@ -45,7 +45,7 @@ class RankingConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.sensitivity_samples >= 1, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 1"
+            self.sensitivity_samples >= 2, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 2"
         )
         require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
 
@@ -108,8 +108,8 @@ def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | Non
 def _square_gradients(module: nn.Module, model: TorchModel, data: Data) -> None:
     """Leave in every parameter the mean of the squared gradients of single samples.
 
-    That is the diagonal of the empirical Fisher information, which stands for the Hessian's; torch-pruning reads it where
-    the gradient is, and multiplies it by the squared weights.
+    That is the diagonal of the empirical Fisher information, which stands for the Hessian's; torch-pruning reads it
+    where the gradient is, and multiplies it by the squared weights.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
