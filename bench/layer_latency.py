@@ -58,8 +58,9 @@ def layer_latencies(
     known = _read(path)
     missing = {_key(layer): layer for layer in layers if _key(layer) not in known}
     if missing:
-        for part in _parts(list(missing.values()), types):
-            known |= zip(map(_key, part), _timed(part, provider, threads, batch_size, types), strict=True)
+        for layers_of_file in _parts(list(missing.values()), types):
+            times = _timed(layers_of_file, provider, threads, batch_size, types)
+            known |= zip(map(_key, layers_of_file), times, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
             part.write_text(json.dumps(known))
