@@ -1,10 +1,12 @@
 """How long single layers take on ONNX Runtime: what a search asks before it has a model to time.
 
-All layers asked for stand side by side in one file, which runs under the profiler: each is timed with caches as cold as
-in a model, in the kernels that ONNX Runtime chooses there. What was timed is kept, for this machine and version.
+Layers stand side by side in one file, or in as few as memory allows, that run under the profiler: each is timed with
+caches as cold as in a model, in the kernels that ONNX Runtime chooses there. What was timed is kept, for this
+machine and these versions.
 """
 
 import json
+import math
 import os
 import tempfile
 from collections import defaultdict
@@ -17,6 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.profile import profile
+from core.external_data import write_onnx
 from core.history import digest_of
 from core.layer_shape import LayerShape
 from core.machine import package_versions, this_machine
@@ -24,6 +27,7 @@ from core.onnx_model import open_onnx
 from core.whole_output import whole_file
 
 OPSET = 20
+MOST_BYTES = 512_000_000  # of weights in a file: ONNX Runtime holds them several times over, and protobuf 2 GB at most
 SCALE = 0.05  # of every quantized tensor: no time depends on it
 
 
@@ -54,15 +58,9 @@ def layer_latencies(
     known = _read(path)
     missing = {_key(layer): layer for layer in layers if _key(layer) not in known}
     if missing:
-        with tempfile.TemporaryDirectory() as scratch:
-            file = Path(scratch) / "layers.onnx"
-            onnx.save(_side_by_side(list(missing.values()), batch_size, types), file)
-            nodes = profile(open_onnx(file), provider, threads, batch_size)
-        times: dict[str, float] = defaultdict(float)
-        for node in nodes:
-            if node.name.startswith("layer"):
-                times[node.name.split("_")[0]] += node.ms
-        known |= {key: times[f"layer{index}"] for index, key in enumerate(missing)}
+        for layers_of_file in _parts(list(missing.values()), types):
+            times = _timed(layers_of_file, provider, threads, batch_size, types)
+            known |= zip(map(_key, layers_of_file), times, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
             part.write_text(json.dumps(known))
@@ -73,6 +71,41 @@ def cache_folder() -> Path:
     """Return where tables are kept: ``$ONNXPRESS_CACHE``, else ``onnxpress`` in the user's cache folder."""
     named = os.environ.get("ONNXPRESS_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxpress"
+
+
+def _parts(layers: Sequence[LayerShape], types: tuple[str, str] | None) -> list[list[LayerShape]]:
+    """Return the layers in parts of about equal bytes: a few layers alone would find their caches warm."""
+    sizes = [_num_weights(layer) * (4 if types is None or layer.kind in ("lstm", "gru") else 1) for layer in layers]
+    parts: list[list[LayerShape]] = [[] for _ in range(math.ceil(sum(sizes) / MOST_BYTES))]
+    filled = [0] * len(parts)
+    for size, layer in sorted(zip(sizes, layers, strict=True), key=lambda one: -one[0]):
+        emptiest = filled.index(min(filled))
+        parts[emptiest].append(layer)
+        filled[emptiest] += size
+    return parts
+
+
+def _num_weights(layer: LayerShape) -> int:
+    if layer.kind in ("lstm", "gru"):
+        hidden = layer.out_channels // layer.directions
+        read = layer.in_channels + (layer.depth - 1) * layer.out_channels + layer.depth * hidden
+        return (4 if layer.kind == "lstm" else 3) * layer.out_channels * read
+    return layer.out_channels * (layer.in_channels // layer.groups) * math.prod(layer.kernel)
+
+
+def _timed(
+    layers: Sequence[LayerShape], provider: str, threads: int, batch_size: int, types: tuple[str, str] | None
+) -> list[float]:
+    """Return the milliseconds that each layer takes in a file with the others."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "layers.onnx"
+        write_onnx(_side_by_side(layers, batch_size, types), file)
+        nodes = profile(open_onnx(file), provider, threads, batch_size)
+    times: dict[str, float] = defaultdict(float)
+    for node in nodes:
+        if node.name.startswith("layer"):
+            times[node.name.split("_")[0]] += node.ms
+    return [times[f"layer{index}"] for index in range(len(layers))]
 
 
 def _read(path: Path) -> dict[str, float]:

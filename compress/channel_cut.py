@@ -111,7 +111,7 @@ def cut_groups(
     Args:
         original: As for `cut_share`.
         model: As for `cut_share`.
-        settings: How to rank; the scope does not matter.
+        settings: How to rank; what the shares may be was settled when they were chosen.
         left: Paths of the layers whose outputs a group is -> the share of its channels that stays.
         dropped: Paths of blocks that pass on what they are given.
 
@@ -268,6 +268,11 @@ def _copy_with_gradients(original: nn.Module) -> nn.Module:
     return module
 
 
+def least_kept(width: int, max_pruning_ratio: float) -> int:
+    """Return how many of so many channels stay at least."""
+    return max(1, round((1 - max_pruning_ratio) * width))
+
+
 def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) -> torch.Tensor:
     """Put the most important channels of a group out of reach, so that no layer loses more than its share.
 
@@ -279,8 +284,7 @@ def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) ->
         max_pruning_ratio: The share.
     """
     grouped = scores.clone().view(num_groups, -1)
-    num_kept = max(1, round((1 - max_pruning_ratio) * grouped.shape[1]))
-    grouped[:, grouped.mean(0).topk(num_kept).indices] += PROTECTION
+    grouped[:, grouped.mean(0).topk(least_kept(grouped.shape[1], max_pruning_ratio)).indices] += PROTECTION
     return grouped.flatten()
 
 

@@ -10,12 +10,12 @@ from compress.latency_search import SearchStep, search_latency
 from core.data import Data
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError
-from core.measuring import Measuring, Timed
+from core.measuring import Measuring, SpeedTarget, Timed
 from core.progress import Progress
 from core.torch_model import TorchModel, num_params
 
 BISECTION_STEPS = 9
-WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters", "speedup": "the speed"}
+WORDS = {"macs_ratio": "fewer MACs", "params_ratio": "fewer parameters"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,11 @@ def cut_to_size(
     """
     if kind == "pruning_ratio":
         return Cut(module=cut_share(original, model, settings, target), ratio=target)
-    ratio, module = _bisect(original, model, settings, size_reach(kind, model), target, WORDS[kind], progress)
+
+    def missed(closest: float) -> str:
+        return f"{target:.4g}x {WORDS[kind]} is out of reach: {closest:.2f}x is the closest"
+
+    ratio, module = _bisect(original, model, settings, size_reach(kind, model), target, missed, progress)
     return Cut(module=module, ratio=ratio)
 
 
@@ -52,7 +56,7 @@ def cut_to_speed(
     original: nn.Module,
     model: TorchModel,
     settings: CutSettings,
-    speedup: float,
+    target: SpeedTarget,
     own_ms: float,
     data: Data | None,
     measuring: Measuring,
@@ -61,21 +65,21 @@ def cut_to_speed(
     drop_blocks: bool,
     progress: Progress,
 ) -> Cut:
-    """Remove what makes the model, which takes `own_ms`, so much faster than it is.
+    """Remove what makes the model, which takes `own_ms`, as fast as it is to be.
 
     Raises:
         ToolError: The scope is ``latency`` and there is no data.
         GateMissedError: The target cannot be reached within the settings' `max_pruning_ratio`.
     """
     if settings.scope != "latency":
-        return _cut_by_stopwatch(original, model, settings, speedup, measuring, progress)
+        return _cut_by_stopwatch(original, model, settings, target, measuring, progress)
     if data is None:
         raise ToolError("the latency allocation measures damage on samples; give --data")
     found = search_latency(
         original,
         model,
         settings,
-        speedup,
+        target,
         data.split("train"),
         measuring,
         model_ms=own_ms,
@@ -99,22 +103,30 @@ def _cut_by_stopwatch(
     original: nn.Module,
     model: TorchModel,
     settings: CutSettings,
-    speedup: float,
+    target: SpeedTarget,
     measuring: Measuring,
     progress: Progress,
 ) -> Cut:
-    """Bisect the share of channels for a measured speedup."""
+    """Bisect the share of channels for a measured speed."""
     timed: dict[nn.Module, Timed] = {}
     steps: list[SearchStep] = []
 
     def reach(module: nn.Module) -> float:
-        timed[module] = measuring.models(model, replace(model, module=module))
+        now = timed[module] = measuring.models(model, replace(model, module=module))
         steps.append(
-            SearchStep(predicted_speedup=None, measured_speedup=timed[module].speedup, params=num_params(module))
+            SearchStep(
+                predicted_speedup=None,
+                measured_speedup=now.speedup,
+                latency_ms=now.candidate_ms,
+                params=num_params(module),
+            )
         )
-        return timed[module].speedup
+        return target.reach(now)
 
-    ratio, module = _bisect(original, model, settings, reach, speedup, WORDS["speedup"], progress)
+    def missed(_: float) -> str:
+        return target.missed_by(max(timed.values(), key=target.reach))
+
+    ratio, module = _bisect(original, model, settings, reach, 1.0, missed, progress)
     return Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
 
 
@@ -124,10 +136,10 @@ def _bisect(
     settings: CutSettings,
     reach: Callable[[nn.Module], float],
     target: float,
-    words: str,
+    missed: Callable[[float], str],
     progress: Progress,
 ) -> tuple[float, nn.Module]:
-    """Bisect the pruning ratio for the least cut that reaches the target."""
+    """Bisect the pruning ratio for the least cut that reaches the target; `missed` tells how close it came."""
     low, high = 0.0, 1.0
     best: tuple[float, nn.Module] | None = None
     tried: list[dict[str, float]] = []
@@ -142,9 +154,8 @@ def _bisect(
             low = middle
         progress("prune", attempt + 1, BISECTION_STEPS, "attempts")
     if best is None:
-        closest = max(one["reached"] for one in tried)
         raise GateMissedError(
-            f"{target:.4g}x {words} is out of reach: {closest:.2f}x is the closest within "
+            f"{missed(max(one['reached'] for one in tried))} within "
             f"max_pruning_ratio {settings.max_pruning_ratio}; raise that or ignore fewer modules",
             tried,
         )

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compress.batch_norm import statistics_of_batches
-from core.data import Split, batches
+from compress.batch_norm import batches_with_statistics, statistics_of_batches
+from core.data import Split
 from core.outputs import logits_in
 from core.preprocessing import Preprocessing, Tensors
 from core.progress import Progress
-
-BATCH_SIZE = 64
 
 Change = Callable[[], AbstractContextManager[object]]
 """Makes a context in which something of the module is missing."""
@@ -37,7 +35,7 @@ def damage_of(
         num_samples: How many.
         progress: Told of every look.
     """
-    samples = [inputs for inputs, _ in batches(split, preprocessing, BATCH_SIZE, limit=num_samples)]
+    samples = list(batches_with_statistics(split, preprocessing, num_samples))
     found = []
     # the statistics of the batch are what re-estimating them would come to
     with statistics_of_batches(module, momentum=0.0), torch.no_grad():

@@ -4,6 +4,7 @@ Like HALP (Shen et al. 2021, https://arxiv.org/abs/2110.10811), with two differe
 but measured, as the divergence of the answers without the channels; and whole residual blocks may go.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from functools import partial
 import numpy as np
 from torch import nn
 
+from compress.channel_cut import CutSettings, least_kept
 from compress.channel_groups import ChannelGroup, without
 from compress.damage import Change
 from compress.residual_blocks import passed_over
@@ -48,11 +50,13 @@ class LatencyTable:
 
     Attributes:
         shapes: Of the unpruned model's layers, by path.
+        widths: Of each group, by name: the numbers of sets that may stay.
         ms: Of each layer at each shape asked for.
         overhead_ms: What the model takes beyond its layers, for each of them.
     """
 
     shapes: Mapping[str, LayerShape]
+    widths: Mapping[str, Sequence[int]]
     ms: Mapping[LayerShape, float]
     overhead_ms: float
 
@@ -83,25 +87,32 @@ class LatencyTable:
 
 
 def latency_table(
-    shapes: Mapping[str, LayerShape], groups: Sequence[ChannelGroup], time_layers: TimeLayers, model_ms: float
+    shapes: Mapping[str, LayerShape],
+    groups: Sequence[ChannelGroup],
+    settings: CutSettings,
+    time_layers: TimeLayers,
+    model_ms: float,
 ) -> LatencyTable:
     """Time every layer at every width that a group may take.
 
     Args:
         shapes: Of the unpruned model.
         groups: What may be narrowed.
+        settings: How far, and to multiples of what.
         time_layers: Times layers where the model is to run.
         model_ms: What the whole unpruned model takes there.
     """
     asked = dict.fromkeys(shapes.values())
+    widths = {group.name: _widths(group, settings) for group in groups}
     for group in groups:
-        for num_left in _widths(group, shapes):
+        for num_left in widths[group.name]:
             for path in {**group.outputs, **group.inputs}:
                 if path in shapes:
                     asked[narrowed(shapes[path], path, {group.name: num_left}, [group])] = None
     ms = dict(zip(asked, time_layers(list(asked)), strict=True))
     layers_ms = sum(ms[shape] for shape in shapes.values())
-    return LatencyTable(shapes=shapes, ms=ms, overhead_ms=max(0.0, model_ms - layers_ms) / max(len(shapes), 1))
+    overhead_ms = max(0.0, model_ms - layers_ms) / max(len(shapes), 1)
+    return LatencyTable(shapes=shapes, widths=widths, ms=ms, overhead_ms=overhead_ms)
 
 
 def narrowed(shape: LayerShape, path: str, left: Mapping[str, int], groups: Sequence[ChannelGroup]) -> LayerShape:
@@ -153,6 +164,8 @@ def choose(units: Sequence[Unit], saving_ms: float) -> Option | None:
     """Take an option of each unit, so that together they save so much with the least damage; None where they cannot."""
     if sum(max(option.saving_ms for option in unit) for unit in units) < saving_ms:
         return None
+    if saving_ms <= 0:
+        return Option()
     cell = saving_ms / CELLS
     least = np.full(CELLS + 1, np.inf)  # damage at which so many cells are saved
     least[0] = 0.0
@@ -177,21 +190,26 @@ def choose(units: Sequence[Unit], saving_ms: float) -> Option | None:
     return chosen
 
 
-def _widths(group: ChannelGroup, shapes: Mapping[str, LayerShape]) -> list[int]:
-    """Return the numbers of sets worth timing: those that leave multiples of 8 channels, or of 4 in a narrow group."""
-    channels = max((group.outputs[path] for path in group.outputs), default=1)
+def _widths(group: ChannelGroup, settings: CutSettings) -> list[int]:
+    """Return the numbers of sets worth timing, among those that the settings allow.
+
+    They leave multiples of 8 channels, or of 4 in a narrow group.
+    """
+    channels = max(group.outputs.values(), default=1)
     unit = 8 if group.width * channels > 16 else 4
-    step = max(1, unit // channels)
+    rounded = (settings.round_to // math.gcd(settings.round_to, each) for each in group.outputs.values())
+    step = math.lcm(max(1, unit // channels), *rounded)
     while group.width / step > MAX_WIDTHS + 1:
         step *= 2
-    return list(range(step, group.width, step))
+    least = least_kept(group.width, settings.max_pruning_ratio)
+    return [width for width in range(step, group.width, step) if width >= least]
 
 
 def _timed_options(group: ChannelGroup, table: LatencyTable) -> list[Option]:
     """Return the widths that save time against every wider one."""
     whole = sum(table.ms[table.shapes[path]] for path in _layers(group) if path in table.shapes)
     best, found = 0.0, []
-    for num_left in sorted(_widths(group, table.shapes), reverse=True):
+    for num_left in reversed(table.widths[group.name]):
         saving = table.saving_ms(group, num_left)
         if saving > best + LEAST_GAIN * whole:
             best = saving

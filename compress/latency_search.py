@@ -15,7 +15,7 @@ from compress.residual_blocks import residual_blocks
 from core.data import Split
 from core.errors import GateMissedError
 from core.layer_shape import layer_shapes
-from core.measuring import Measuring, Timed
+from core.measuring import Measuring, SpeedTarget, Timed
 from core.progress import Progress
 from core.torch_model import TorchModel, num_params
 
@@ -25,6 +25,7 @@ ATTEMPTS = 8  # models exported and timed
 MOST_CHOICES = 40
 CLOSE = 0.001  # of the model's time, between which two savings are the same
 TOLERANCE = 0.02  # above the target, within which an attempt is taken
+NEAR_MISS = 0.01  # below the target, within which an attempt is taken where none reaches it
 
 
 class SearchStep(BaseModel, frozen=True):
@@ -33,12 +34,14 @@ class SearchStep(BaseModel, frozen=True):
     Attributes:
         predicted_speedup: From the table of layers; None where there is none.
         measured_speedup: On ONNX Runtime.
+        latency_ms: What the attempt took there.
         params: Parameters left.
         damage: Divergence expected of it, in nats; None where it was not looked at.
     """
 
     predicted_speedup: float | None
     measured_speedup: float
+    latency_ms: float
     params: int
     damage: float | None = None
 
@@ -57,7 +60,7 @@ def search_latency(
     original: nn.Module,
     model: TorchModel,
     settings: CutSettings,
-    speedup: float,
+    target: SpeedTarget,
     split: Split,
     measuring: Measuring,
     *,
@@ -72,7 +75,7 @@ def search_latency(
         original: The model's module, with gradients where the importance needs them; left untouched.
         model: The model.
         settings: How channels are ranked, and what is ignored.
-        speedup: The target, above 1.
+        target: How fast.
         split: Samples that damage is measured on; labels are not read.
         measuring: Times models and layers.
         model_ms: What the model takes as it is.
@@ -86,13 +89,13 @@ def search_latency(
     """
     groups = channel_groups(original, model, settings)
     blocks = residual_blocks(model, settings.ignored) if drop_blocks else ()
-    table = latency_table(layer_shapes(model), groups, measuring.layers, model_ms)
+    table = latency_table(layer_shapes(model), groups, settings, measuring.layers, model_ms)
 
     def measure_damage(changes: Sequence[Change]) -> list[float]:
         return damage_of(changes, original, split, model.preprocessing, num_samples, progress)
 
     units = find_units(original, groups, blocks, table, measure_damage)
-    return _attempts(_Search(original, model, settings, measuring, groups, table), speedup, units, progress)
+    return _attempts(_Search(original, model, settings, measuring, groups, table), target, units, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,33 +110,32 @@ class _Search:
     table: LatencyTable
 
 
-def _attempts(search: _Search, speedup: float, units: Sequence[Unit], progress: Progress) -> Found:
+def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progress: Progress) -> Found:
     """Correct what is asked of the table by what was measured, until that is the target."""
     whole_ms = search.table.total_ms(search.groups, {}, ())
     low, high = 0.0, sum(max(option.saving_ms for option in unit) for unit in units)
-    saving_ms = min(whole_ms * (1 - 1 / speedup), high)
+    saving_ms = min(whole_ms * (1 - 1 / target.speedup), high)
     tried: list[_Attempt] = []
     for _ in range(MOST_CHOICES):
         chosen = choose(units, saving_ms)
-        if chosen is None or len(tried) == ATTEMPTS or high - low < CLOSE * whole_ms:
+        if chosen is None or not whole_ms or len(tried) == ATTEMPTS or (tried and high - low < CLOSE * whole_ms):
             break
         attempt = next((one for one in tried if one.chosen == chosen), None)
         if attempt is None:
             attempt = _attempt(search, chosen)
             tried.append(attempt)
             progress("search", len(tried), ATTEMPTS, "attempts")
-        reached = attempt.timed.speedup
-        if speedup <= reached <= speedup * (1 + TOLERANCE):
+        reach = target.reach(attempt.timed)
+        if 1 <= reach <= 1 + TOLERANCE:
             break
-        low, high = (max(low, saving_ms), high) if reached < speedup else (low, min(high, saving_ms))
+        low, high = (max(low, saving_ms), high) if reach < 1 else (low, min(high, saving_ms))
         # the time that is left, in the table's milliseconds, ought to fall or rise by the ratio that was missed
-        saving_ms = whole_ms - (whole_ms - chosen.saving_ms) * reached / speedup
+        saving_ms = whole_ms - (whole_ms - chosen.saving_ms) * reach
         if not low < saving_ms < high:
             saving_ms = (low + high) / 2
-    enough = [one for one in tried if one.timed.speedup >= speedup * (1 - TOLERANCE / 2)]
-    if not enough:
-        raise GateMissedError(_out_of_reach(speedup, tried), [one.step.model_dump() for one in tried])
-    best = min(enough, key=lambda one: one.timed.speedup)
+    best = _best(target, tried)
+    if best is None:
+        raise GateMissedError(_out_of_reach(search, target, tried), [one.step.model_dump() for one in tried])
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )
@@ -160,6 +162,7 @@ def _attempt(search: _Search, chosen: Option) -> _Attempt:
     step = SearchStep(
         predicted_speedup=table.total_ms(groups, {}, ()) / table.total_ms(groups, chosen.left, chosen.dropped),
         measured_speedup=timed.speedup,
+        latency_ms=timed.candidate_ms,
         params=num_params(module),
         damage=chosen.damage,
     )
@@ -172,12 +175,24 @@ def _attempt(search: _Search, chosen: Option) -> _Attempt:
     return _Attempt(chosen=chosen, module=module, timed=timed, step=step)
 
 
-def _out_of_reach(speedup: float, tried: Sequence[_Attempt]) -> str:
-    closest = max(tried, key=lambda one: one.timed.speedup, default=None)
+def _best(target: SpeedTarget, tried: Sequence[_Attempt]) -> _Attempt | None:
+    """Return the slowest attempt that is fast enough; where none is, the closest one, unless that is too far off."""
+    enough = [one for one in tried if target.reach(one.timed) >= 1]
+    if enough:
+        return min(enough, key=lambda one: target.reach(one.timed))
+    near = [one for one in tried if target.reach(one.timed) >= 1 - NEAR_MISS]
+    return max(near, key=lambda one: target.reach(one.timed), default=None)
+
+
+def _out_of_reach(search: _Search, target: SpeedTarget, tried: Sequence[_Attempt]) -> str:
+    closest = max(tried, key=lambda one: target.reach(one.timed), default=None)
     if closest is None:
-        return f"{speedup:.4g}x the speed is out of reach: nothing that may go saves time; ignore fewer modules"
+        return f"{target.speedup:.4g}x the speed is out of reach: nothing that may go saves time; ignore fewer modules"
+    share = search.settings.max_pruning_ratio
+    more = f"raise max_pruning_ratio {share:g}, " if share < 1 else ""
     return (
-        f"{speedup:.4g}x the speed is out of reach: {closest.timed.speedup:.2f}x is the closest, with "
+        f"{target.missed_by(closest.timed)}, with "
         f"{closest.step.params} parameters, {len(closest.chosen.dropped)} blocks left out and "
-        f"{len(closest.chosen.left)} groups narrowed; ignore fewer modules, or distil a smaller student"
+        f"{len(closest.chosen.left)} groups narrowed; {more}"
+        "ignore fewer modules, or distil a smaller student"
     )

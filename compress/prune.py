@@ -17,7 +17,7 @@ from core.data import Data
 from core.describe import num_macs
 from core.errors import ToolError, require
 from core.history import step
-from core.measuring import Measuring
+from core.measuring import Measuring, SpeedTarget
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import architecture, combined, difference
@@ -47,7 +47,8 @@ class PruneConfig(RankingConfig):
             takes ``latency`` for a measured target and ``global`` for the others.
         precision: What the file will be deployed in, and is timed in: ``float32`` or ``int8``.
         batch_size: What it is timed at.
-        round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds them by itself.
+        round_to: Keep channel counts at multiples of this; 1 for any count. ``latency`` finds those that are fast by
+            itself, among these.
         drop_blocks: Whether ``latency`` may leave out residual blocks whole.
         prune_heads: Whether whole attention heads go, in place of channels of every head; with ``uniform``.
     """
@@ -179,7 +180,7 @@ def prune(
             original,
             model,
             settings,
-            target,
+            SpeedTarget(target, config.latency_ms),
             own_ms,
             data,
             measuring,

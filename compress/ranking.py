@@ -17,6 +17,7 @@ from core.predict import check_reads
 from core.torch_model import TorchModel, run_once
 
 GRADIENT_SAMPLES = 512
+SQUARED_SAMPLES = 256  # fewer, since each has a backward pass to itself
 NEED_GRADIENTS = ("taylor", "hessian")
 
 
@@ -29,7 +30,8 @@ class RankingConfig:
             (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (He et al. 2019), ``taylor``
             (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
             or ``random``.
-        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1].
+        max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1]; a residual block that may
+            go goes whole.
         ignore: Paths of modules to leave whole, blocks with their inputs; the classifier always is.
         sensitivity_samples: Samples that damage is measured on.
         seed: Seeds the choice among equals.
@@ -43,7 +45,7 @@ class RankingConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.sensitivity_samples >= 1, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 1"
+            self.sensitivity_samples >= 2, f"sensitivity_samples is {self.sensitivity_samples}; it must be at least 2"
         )
         require(0 < self.max_pruning_ratio <= 1, f"max_pruning_ratio is {self.max_pruning_ratio}; it must be in (0, 1]")
 
@@ -90,11 +92,34 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:
-    """Leave in every parameter the gradient of the loss over training samples."""
+    """Leave in every parameter what the importance takes for the gradient of the loss over training samples."""
     if data is None:
         raise ToolError(f"importance {importance!r} needs the gradient of the loss on samples; give --data")
     if not data.split("train").is_labelled:
         raise ToolError(f"{data.reference} has no labels, which the gradients of {importance!r} come from")
     module.zero_grad()
+    if importance == "hessian":
+        _square_gradients(module, model, data)
+        return
     for inputs, targets in batches(data.split("train"), model.preprocessing, 64, limit=GRADIENT_SAMPLES):
         torch.autograd.backward(functional.cross_entropy(logits_in(module(*inputs)), targets))
+
+
+def _square_gradients(module: nn.Module, model: TorchModel, data: Data) -> None:
+    """Leave in every parameter the mean of the squared gradients of single samples.
+
+    That is the diagonal of the empirical Fisher information, which stands for the Hessian's; torch-pruning reads it
+    where the gradient is, and multiplies it by the squared weights.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    squares = [torch.zeros_like(parameter) for parameter in parameters]
+    num_samples = 0
+    for inputs, targets in batches(data.split("train"), model.preprocessing, 1, limit=SQUARED_SAMPLES):
+        loss = functional.cross_entropy(logits_in(module(*inputs)), targets)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for square, gradient in zip(squares, gradients, strict=True):
+            if gradient is not None:
+                square.addcmul_(gradient, gradient)
+        num_samples += 1
+    for parameter, square in zip(parameters, squares, strict=True):
+        parameter.grad = square / num_samples

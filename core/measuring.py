@@ -23,6 +23,29 @@ class Timed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class SpeedTarget:
+    """How fast a model is to be.
+
+    Attributes:
+        speedup: Factor by which its time is to fall.
+        latency_ms: What it is to take; None where the factor is what was asked for.
+    """
+
+    speedup: float
+    latency_ms: float | None = None
+
+    def reach(self, timed: Timed) -> float:
+        """Return what a candidate is of the target: 1 and above is fast enough."""
+        return timed.speedup / self.speedup if self.latency_ms is None else self.latency_ms / timed.candidate_ms
+
+    def missed_by(self, closest: Timed) -> str:
+        """Say that the target is out of reach, and what the closest was."""
+        if self.latency_ms is None:
+            return f"{self.speedup:.4g}x the speed is out of reach: {closest.speedup:.2f}x is the closest"
+        return f"{self.latency_ms:.4g} ms is out of reach: {closest.candidate_ms:.4g} ms is the closest"
+
+
+@dataclass(frozen=True, slots=True)
 class Measuring:
     """What times a model as it will be deployed: on its provider, at its threads, batch and precision.
 

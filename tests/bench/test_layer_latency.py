@@ -3,12 +3,16 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench import layer_latency
 from bench.layer_latency import layer_latencies
+from bench.profile import NodeTime, profile
 from core.layer_shape import LayerShape, layer_shapes
 from core.model_reference import load_torch_model
+from core.onnx_model import OnnxModel
 
 SMALL = LayerShape(
     kind="conv",
@@ -56,6 +60,27 @@ def test_what_was_timed_is_kept(tmp_path: Path) -> None:
     assert timed([SMALL, LINEAR], tmp_path) == [7.0, 7.0]
     assert timed([SMALL, LARGE], tmp_path)[0] == 7.0
     assert timed([SMALL], tmp_path, ("uint8", "int8")) != [7.0]
+
+
+@pytest.mark.parametrize("types", [None, ("uint8", "int8")], ids=["float32", "int8"])
+def test_layers_that_are_too_large_together_are_timed_in_several_files(
+    types: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[int] = []
+
+    def profiled(model: OnnxModel, *arguments: Any) -> tuple[NodeTime, ...]:
+        files.append(model.path.stat().st_size)
+        return profile(model, *arguments)
+
+    monkeypatch.setattr(layer_latency, "profile", profiled)
+    limit = 700_000 if types is None else 700_000 // 4
+    monkeypatch.setattr(layer_latency, "MOST_BYTES", limit)
+    wide = [LARGE.model_copy(update={"out_channels": width}) for width in (128, 120, 112, 104, 96)]
+    found = timed([SMALL, *wide, DEEP_LSTM], tmp_path, types)
+    assert len(files) > 3
+    assert max(files) < 1.5 * limit
+    assert min(found[1:6]) > 5 * found[0] > 0
+    assert found[6] > 0
 
 
 def test_a_damaged_table_is_timed_anew(tmp_path: Path) -> None:

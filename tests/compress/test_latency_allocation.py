@@ -39,6 +39,7 @@ def test_what_cannot_be_saved_is_not_chosen() -> None:
     units = [(Option(), Option(saving_ms=1.0, damage=0.1))]
     assert choose(units, 1.5) is None
     assert choose(units, 1.0).saving_ms == 1.0
+    assert choose([(Option(),)], 0.0) == Option()
 
 
 def test_the_table_knows_what_a_narrowed_model_costs(tiny: str, digits: Data) -> None:
@@ -50,7 +51,7 @@ def test_the_table_knows_what_a_narrowed_model_costs(tiny: str, digits: Data) ->
 
     shapes = layer_shapes(model)
     whole = sum(times(list(shapes.values())))
-    table = latency_table(shapes, groups, times, model_ms=whole + 0.4)
+    table = latency_table(shapes, groups, SETTINGS, times, model_ms=whole + 0.4)
     assert table.total_ms(groups, {}, ()) == pytest.approx(whole + 0.4)
     left = {group.name: group.width // 2 for group in groups}
     cut = cut_groups(model.module, model, SETTINGS, {tuple(group.outputs): 0.51 for group in groups})

@@ -1,5 +1,6 @@
 """The search ends at the target, by a clock that the test makes up; what it leaves out and narrows is rebuilt."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,34 @@ def test_a_latency_is_met(deep: TorchModel, digits: Data) -> None:
     assert wanted * 0.9 <= model_ms(pruned(deep, digits, latency_ms=wanted).model) <= wanted * 1.01
 
 
+@pytest.mark.parametrize("allocation", ["latency", "uniform"])
+def test_a_latency_is_met_by_the_pruned_model_when_the_machine_has_slowed_down(
+    allocation: str, deep: TorchModel, digits: Data
+) -> None:
+    wanted = model_ms(deep) / 2
+    config = PruneConfig(latency_ms=wanted, sensitivity_samples=32, allocation=allocation)
+    report = prune(deep, config, data=digits, measuring=slower_after_a_look(1.25)).report
+    assert wanted * 0.7 <= report.latency_ms[1] <= wanted * 1.01
+
+
+@pytest.mark.parametrize("allocation", ["latency", "uniform"])
+def test_a_latency_out_of_reach_names_the_closest(allocation: str, deep: TorchModel, digits: Data) -> None:
+    config = PruneConfig(latency_ms=model_ms(deep) / 2, sensitivity_samples=32, allocation=allocation)
+    with pytest.raises(GateMissedError, match=r"[\d.]+ ms is out of reach: [\d.]+ ms is the closest"):
+        prune(deep, config, data=digits, measuring=slower_after_a_look(100.0))
+
+
+def slower_after_a_look(factor: float) -> Measuring:
+    clock, timed = a_clock()
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        found = clock.models(first, second)
+        slower = factor if len(timed) > 1 else 1.0
+        return Timed(slower * found.baseline_ms, slower * found.candidate_ms, found.speedup)
+
+    return Measuring(models, clock.layers)
+
+
 def test_a_latency_that_is_there_already_says_so(deep: TorchModel, digits: Data) -> None:
     with pytest.raises(ToolError, match=r"the model takes .+ ms as it is; 1000 ms asks for nothing to go"):
         pruned(deep, digits, latency_ms=1000.0)
@@ -75,6 +104,24 @@ def test_widths_stand_where_the_kernels_have_steps(deep: TorchModel, digits: Dat
     widths = [one.weight.shape[0] for one in model.module.modules() if isinstance(one, nn.Conv2d)]
     assert all(width % STEP == 0 for width in widths)
     assert min(widths) < 32
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [({"max_pruning_ratio": 0.3, "speedup": 1.15}, {24, 32}), ({"round_to": 16, "speedup": 1.5}, {16, 32})],
+    ids=["max_pruning_ratio", "round_to"],
+)
+def test_widths_are_those_the_settings_allow(
+    settings: dict[str, Any], allowed: set[int], deep: TorchModel, digits: Data
+) -> None:
+    report = pruned(deep, digits, drop_blocks=False, **settings).report
+    assert report.layers
+    assert {layer.channels_left for layer in report.layers} <= allowed
+
+
+def test_a_speedup_beyond_the_share_that_may_go_is_out_of_reach(deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(GateMissedError, match=r"3x the speed is out of reach: .* raise max_pruning_ratio 0\.3"):
+        pruned(deep, digits, speedup=3.0, max_pruning_ratio=0.3, drop_blocks=False)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +181,23 @@ def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> 
         prune(deep, PruneConfig(latency_ms=1.0), data=digits)
 
 
+@pytest.mark.parametrize(
+    ("measured", "taken"), [((1.985, 2.015), 2.015), ((1.985, 1.99, 1.982), 1.99)], ids=["reached", "near"]
+)
+def test_an_attempt_that_reaches_the_target_goes_before_one_that_nearly_does(
+    measured: tuple[float, ...], taken: float, deep: TorchModel, digits: Data
+) -> None:
+    speedups = itertools.chain((1.0,), measured, itertools.repeat(measured[-1]))
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        speedup = next(speedups)
+        return Timed(1.0, 1 / speedup, speedup)
+
+    measuring = Measuring(models, a_clock()[0].layers)
+    report = prune(deep, PruneConfig(speedup=2.0, sensitivity_samples=32), data=digits, measuring=measuring).report
+    assert report.measured_speedup == taken
+
+
 def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data) -> None:
     with pytest.raises(
         GateMissedError,
@@ -141,6 +205,15 @@ def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data
     ) as caught:
         pruned(deep, digits, speedup=100.0)
     assert {"predicted_speedup", "measured_speedup", "params", "damage"} <= set(caught.value.tried[0])
+
+
+def test_where_nothing_saves_time_the_closest_is_the_model_itself(tiny: str, digits: Data) -> None:
+    model = load_torch_model(f"{tiny}:cnn,width=4", digits)  # less than the kernels compute at once
+    with pytest.raises(
+        GateMissedError, match=r"2x the speed is out of reach: 1.00x is the closest, with .* 0 groups narrowed"
+    ) as caught:
+        pruned(model, digits, speedup=2.0, drop_blocks=False)
+    assert [row["measured_speedup"] for row in caught.value.tried] == [1.0]
 
 
 def test_without_data_there_is_no_damage_to_measure(deep: TorchModel) -> None:

@@ -191,7 +191,7 @@ def test_taylor_without_data_says_so(trained: TorchModel) -> None:
         ({"latency_ms": 0.0}, "latency_ms is 0.0; it must be positive"),
         ({"pruning_ratio": 0.5, "allocation": "latency"}, "allocation 'latency' goes by speedup or latency_ms, not"),
         ({"speedup": 2.0, "batch_size": 0}, "batch_size is 0; it must be at least 1"),
-        ({"speedup": 2.0, "sensitivity_samples": 0}, "sensitivity_samples is 0; it must be at least 1"),
+        ({"speedup": 2.0, "sensitivity_samples": 1}, "sensitivity_samples is 1; it must be at least 2"),
     ],
 )
 def test_values_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
