@@ -21,6 +21,20 @@ DYNAMIC = ("MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization")
 """Operators whose dynamic form is fast or small: that of a convolution is neither. Gemm becomes MatMul."""
 
 
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give each node a name of its own, in place: ONNX asks for none, but nodes are excluded and told apart by it."""
+    taken = {node.name for node in graph.node}
+    seen = {""}
+    for index, node in enumerate(graph.node):
+        if node.name in seen:
+            name = f"{node.name or node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
+
+
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
     """Write a file with the types of all its tensors inferred, as calibrating and quantizing need it."""
     prepared = folder / "prepared.onnx"

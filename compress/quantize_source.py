@@ -14,7 +14,7 @@ from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
 from compress.int8_choice import Form, Treatment
-from compress.int8_file import prepare, write_dynamic, write_static
+from compress.int8_file import name_nodes, prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
 from core.data import Data, Split, spread
@@ -158,6 +158,7 @@ def quantize_source(
             f"{model.path} has more weights than the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
             "made of; quantize a smaller model"
         )
+    name_nodes(proto.graph)
     _check_nodes(proto, excluded)
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)

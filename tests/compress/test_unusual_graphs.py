@@ -1,0 +1,87 @@
+"""Files that ONNX allows and no exporter of ours makes are quantized like any other."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from compress.int8_file import name_nodes
+from compress.quantize import quantization_sensitivity, quantize
+from compress.quantize_config import QuantizeConfig
+from core.data import Data
+from core.data_reference import load_data
+from core.errors import ToolError
+from core.onnx_model import OnnxModel, open_onnx
+
+
+@pytest.fixture
+def values(tmp_path: Path) -> Data:
+    random = np.random.default_rng(0)
+    x = random.standard_normal((48, 16)).astype(np.float32)
+    y = np.arange(48) % 4
+    np.savez(tmp_path / "values.npz", x_train=x, x_val=x, y_train=y, y_val=y)
+    return load_data(str(tmp_path / "values.npz"))
+
+
+def saved(nodes: list[onnx.NodeProto], shapes: dict[str, tuple[int, ...]], folder: Path, *given: str) -> OnnxModel:
+    """Write a file from x (N, 16) to y (N, 4) with random weights, the given of which are inputs too."""
+    random = np.random.default_rng(0)
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[name]) for name in given),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [
+            numpy_helper.from_array(np.asarray(random.standard_normal(shape), np.float32), name)
+            for name, shape in shapes.items()
+        ],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "float32.onnx"
+    )
+    return open_onnx(folder / "float32.onnx")
+
+
+def unnamed(folder: Path) -> OnnxModel:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("MatMul", ["b", "w2"], ["y"]),
+    ]
+    return saved(nodes, {"w1": (16, 16), "w2": (16, 4)}, folder)
+
+
+def test_nodes_without_names_are_told_apart(values: Data, tmp_path: Path) -> None:
+    model = unnamed(tmp_path)
+    names = [one.node for one in quantization_sensitivity(model, values, QuantizeConfig()).layers]
+    assert names == ["MatMul_0", "MatMul_2"]
+    made = quantize(model, values, tmp_path / "int8.onnx", QuantizeConfig(nodes_to_exclude=(names[0],))).model
+    assert {one.name: list(one.dims) for one in onnx.load(made.path).graph.initializer}["w1"] == [16, 16]
+    with pytest.raises(ToolError, match="no node '' to exclude"):
+        quantize(model, values, tmp_path / "other.onnx", QuantizeConfig(nodes_to_exclude=("",)))
+
+
+def test_only_what_overflows_stays_in_float32_where_nodes_have_no_names(values: Data, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w1"], ["a"]),
+        helper.make_node("Mul", ["a", "a"], ["b"]),
+        helper.make_node("Mul", ["b", "b"], ["c"]),
+        helper.make_node("Mul", ["c", "c"], ["d"]),
+        helper.make_node("Tanh", ["d"], ["e"]),
+        helper.make_node("MatMul", ["e", "w2"], ["y"]),
+    ]
+    model = saved(nodes, {"w1": (16, 16), "w2": (16, 4)}, tmp_path)
+    report = quantize(model, values, tmp_path / "half.onnx", QuantizeConfig(precision="float16")).report
+    assert report.left_in_float == ("Mul_3", "Tanh_4")
+
+
+def test_names_are_unique() -> None:
+    nodes = [helper.make_node("Relu", ["x"], [f"y{index}"], name) for index, name in enumerate(["", "a", "a", "a_2"])]
+    graph = helper.make_graph(nodes, "g", [], [])
+    name_nodes(graph)
+    assert [node.name for node in graph.node] == ["Relu_0", "a", "a_2_", "a_2"]
