@@ -12,11 +12,12 @@ from typing import Literal
 from pydantic import BaseModel
 
 from compress.calibration import Method
+from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout
 from compress.int8_sensitivity import LayerDamage
 from core.data import Data
-from core.errors import GateMissedError
-from core.onnx_model import OnnxModel, open_onnx
+from core.errors import GateMissedError, ToolError
+from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import accuracy, predict
 from core.progress import Progress
 
@@ -24,6 +25,7 @@ Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
 KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
+FASTER = 1 + CLOSE  # from which a speedup is more than the noise of timing a file against itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ def choose(
             reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
             tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
         trial.progress("choose", index + 1, len(layouts), "forms")
-    faster = [one for one in found if one.speedup > 1]
+    faster = [one for one in found if one.speedup >= FASTER]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
     fastest = _fastest([one for one in faster if one.form.layout.form == "qdq"])  # of which single nodes can be let out
     hardest = None
@@ -201,7 +203,7 @@ def _rescued(
     if serves is None:
         return others, None
     timed = replace(serves, speedup=trial.measure_speedup(open_onnx(serves.path)))
-    return [*others, timed], timed if timed.speedup > 1 else None
+    return [*others, timed], timed if timed.speedup >= FASTER else None
 
 
 def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
@@ -212,6 +214,8 @@ def _measured(form: Form, trial: Trial, name: str, speedup: float | None = None)
     """Write and score a form, and time it where its speed is not known."""
     path = trial.folder / f"{name}.onnx"
     trial.write(form, path)
+    if not multiplies_in_int8(read_proto(path).graph):
+        raise ToolError("no product in it could be made int8")
     candidate = open_onnx(path)
     return _Measured(form, path, speedup or trial.measure_speedup(candidate), trial.drop_of(candidate))
 
@@ -227,7 +231,7 @@ def _fastest(found: Sequence[_Measured]) -> _Measured | None:
 def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
     if one is best:
         verdict = KEPT
-    elif one.speedup <= 1:
+    elif one.speedup < FASTER:
         verdict = "not faster than float32"
     elif one.drop > max_drop:
         verdict = f"loses more than {max_drop:g} points"
@@ -239,7 +243,7 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
 def _why_none(found: Sequence[_Measured], max_drop: float, hardest: str | None) -> str:
     if not found:
         return "no int8 form of this model can be used here; keep the float32 file"
-    faster = [one for one in found if one.speedup > 1]
+    faster = [one for one in found if one.speedup >= FASTER]
     if not faster:
         fastest = max(found, key=lambda one: one.speedup)
         return (

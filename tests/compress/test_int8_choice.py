@@ -80,6 +80,12 @@ def test_where_nothing_is_faster_nothing_is_written(exported: OnnxModel, digits:
     assert [row["speedup"] for row in caught.value.tried] == [0.9, 0.8, 0.7, 0.6]
 
 
+def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 1\.01x") as caught:
+        quantized(exported, digits, tmp_path, lambda *_: 1.01)
+    assert {row["verdict"] for row in caught.value.tried} == {"not faster than float32"}
+
+
 def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     test = digits.split("test")
     bright = test.samples.fetch(test.indices.tolist(), exported.preprocessing)[0].numpy()[:, 0]

@@ -12,7 +12,7 @@ from compress.quantize import quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import ToolError
+from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 
 
@@ -85,3 +85,13 @@ def test_names_are_unique() -> None:
     graph = helper.make_graph(nodes, "g", [], [])
     name_nodes(graph)
     assert [node.name for node in graph.node] == ["Relu_0", "a", "a_2_", "a_2"]
+
+
+def test_a_file_without_a_product_in_int8_is_not_kept(values: Data, tmp_path: Path) -> None:
+    """Whatever a clock says of it."""
+    layer = helper.make_node("Einsum", ["x", "w1"], ["y"], "layer", equation="ij,jk->ik")
+    model = saved([layer], {"w1": (16, 4)}, tmp_path)
+    with pytest.raises(GateMissedError, match="no int8 form of this model can be used here") as caught:
+        quantize(model, values, tmp_path / "int8.onnx", QuantizeConfig(), measure_speedup=lambda *_: 2.0)
+    assert {row["verdict"] for row in caught.value.tried} == {"cannot be used: no product in it could be made int8"}
+    assert not (tmp_path / "int8.onnx").exists()
