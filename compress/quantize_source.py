@@ -14,7 +14,7 @@ from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
 from compress.int8_choice import Form, Treatment
-from compress.int8_file import name_nodes, prepare, write_dynamic, write_static
+from compress.int8_file import DYNAMIC, name_nodes, prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
 from core.data import Data, Split, spread
@@ -57,14 +57,11 @@ class QuantizeSource:
 
     def write(self, form: Form, to: Path) -> None:
         """Write the file in a form of int8; what masks by minus infinity stays in float."""
-        in_float = (*self._excluded, *form.in_float)
-        treated = self._treated(form)
+        treated, in_float = self._treated(form), self._in_float(form)
         if form.layout.form == "dynamic":
             write_dynamic(treated, to, form.layout, in_float)
-            return
-        seen = self._observed(form.method, equalized=_is_equalized(form))
-        masking = masking_nodes(onnx.load(treated).graph, seen)
-        write_static(treated, to, ranges_of(seen, form.method), form.layout, (*in_float, *masking))
+        else:
+            write_static(treated, to, self._ranges_in(form), form.layout, in_float)
 
     def saturated(self, form: Form) -> OnnxModel | None:
         """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
@@ -90,6 +87,14 @@ class QuantizeSource:
     def extremes(self) -> Ranges:
         """Return the least and the greatest value that each tensor takes over the calibration samples."""
         return {name: (one.low, one.high) for name, one in self._observed("minmax", equalized=False).items()}
+
+    def _in_float(self, form: Form) -> tuple[str, ...]:
+        """Return the names of the nodes that a form leaves in float, asked or not."""
+        asked = (*self._excluded, *form.in_float)
+        graph = onnx.load(self._graph(equalized=_is_equalized(form))).graph
+        if form.layout.form == "dynamic":
+            return (*asked, *(node.name for node in graph.node if node.op_type not in (*DYNAMIC, "Gemm")))
+        return (*asked, *masking_nodes(graph, self._observed(form.method, equalized=_is_equalized(form))))
 
     def _ranges_in(self, form: Form) -> Ranges:
         return ranges_of(self._observed(form.method, equalized=_is_equalized(form)), form.method)
@@ -124,7 +129,7 @@ class QuantizeSource:
             return graph
         proto = onnx.load(graph)
         onnx.save(
-            corrected(proto, channel_means(proto, self._calibration), form.layout),
+            corrected(proto, channel_means(proto, self._calibration), form.layout, self._in_float(form)),
             self.folder / "float32-corrected.onnx",
         )
         return self.folder / "float32-corrected.onnx"

@@ -1,4 +1,4 @@
-"""Files that ONNX allows and no exporter of ours makes are quantized like any other."""
+"""Files that ONNX allows and no exporter of ours makes are quantized like any other, and what is float stays so."""
 
 from pathlib import Path
 
@@ -7,13 +7,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.int8_choice import Form
 from compress.int8_file import name_nodes
+from compress.int8_layouts import FileForm, fast_layout
 from compress.quantize import quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig
+from compress.quantize_source import quantize_source
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
+from core.progress import no_progress
+from core.sessions import FloatArray, open_session
 
 
 @pytest.fixture
@@ -95,3 +100,29 @@ def test_a_file_without_a_product_in_int8_is_not_kept(values: Data, tmp_path: Pa
         quantize(model, values, tmp_path / "int8.onnx", QuantizeConfig(), measure_speedup=lambda *_: 2.0)
     assert {row["verdict"] for row in caught.value.tried} == {"cannot be used: no product in it could be made int8"}
     assert not (tmp_path / "int8.onnx").exists()
+
+
+def layers(folder: Path) -> OnnxModel:
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "between"),
+        helper.make_node("Gemm", ["b", "w2", "b2"], ["y"], "last"),
+    ]
+    return saved(nodes, {"w1": (16, 16), "b1": (16,), "w2": (16, 4), "b2": (4,)}, folder)
+
+
+def answers(path: Path) -> FloatArray:
+    inputs = np.random.default_rng(1).standard_normal((8, 16)).astype(np.float32)
+    found: FloatArray = open_session(path).run(None, {"x": inputs})[0]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["qdq", "dynamic"])
+def test_the_bias_of_a_layer_in_float_is_left_as_it_is(values: Data, tmp_path: Path, kind: FileForm) -> None:
+    model = layers(tmp_path)
+    layout = fast_layout("cpu").model_copy(update={"form": kind, "only": ("Gemm",)})
+    with quantize_source(model, values, 48, ("first",), no_progress) as source:
+        source.write(Form(layout, "minmax", ("last",), ("bias corrected",)), tmp_path / "whole.onnx")
+        source.write(Form(layout, "minmax", (), ("bias corrected",)), tmp_path / "half.onnx")
+    np.testing.assert_allclose(answers(tmp_path / "whole.onnx"), answers(model.path), rtol=1e-5, atol=1e-5)
+    assert np.abs(answers(tmp_path / "half.onnx") - answers(model.path)).max() > 1e-3
