@@ -31,7 +31,7 @@ SENSITIVITY_SAMPLES = 64
 
 
 class QuantizeSource:
-    """The file; its samples are run once for minmax, and once for all other methods.
+    """The file; its samples are run once for minmax, once for all other methods and once for means of channels.
 
     Attributes:
         prepared: The file with the types of all its tensors inferred.
@@ -82,6 +82,7 @@ class QuantizeSource:
             form.layout,
             list(self._few),
             lambda done, total: self._progress("sensitivity", done, total, "layers"),
+            self._in_float(form),
         )
 
     def extremes(self) -> Ranges:
@@ -128,10 +129,10 @@ class QuantizeSource:
         if "bias corrected" not in form.treatments:
             return graph
         proto = onnx.load(graph)
-        onnx.save(
-            corrected(proto, channel_means(proto, self._calibration), form.layout, self._in_float(form)),
-            self.folder / "float32-corrected.onnx",
-        )
+        if graph not in self._means:
+            self._means[graph] = channel_means(proto, self._calibration)
+        made = corrected(proto, self._means[graph], form.layout, self._in_float(form))
+        onnx.save(made, self.folder / "float32-corrected.onnx")
         return self.folder / "float32-corrected.onnx"
 
 

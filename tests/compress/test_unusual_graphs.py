@@ -1,5 +1,6 @@
 """Files that ONNX allows and no exporter of ours makes are quantized like any other, and what is float stays so."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ from compress.int8_file import name_nodes
 from compress.int8_layouts import FileForm, fast_layout
 from compress.quantize import quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig
-from compress.quantize_source import quantize_source
+from compress.quantize_source import Batches, quantize_source
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.progress import no_progress
-from core.sessions import FloatArray, open_session
+from core.sessions import Array, FloatArray, open_session
 
 
 @pytest.fixture
@@ -126,3 +127,25 @@ def test_the_bias_of_a_layer_in_float_is_left_as_it_is(values: Data, tmp_path: P
         source.write(Form(layout, "minmax", (), ("bias corrected",)), tmp_path / "half.onnx")
     np.testing.assert_allclose(answers(tmp_path / "whole.onnx"), answers(model.path), rtol=1e-5, atol=1e-5)
     assert np.abs(answers(tmp_path / "half.onnx") - answers(model.path)).max() > 1e-3
+
+
+def test_what_stays_in_float_is_not_looked_at(values: Data, tmp_path: Path) -> None:
+    report = quantization_sensitivity(layers(tmp_path), values, QuantizeConfig(nodes_to_exclude=("first",)))
+    assert [one.node for one in report.layers] == ["last"]
+
+
+def test_samples_are_run_for_means_once(values: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    whole = Batches.__iter__
+
+    def counted(batches: Batches) -> Iterator[tuple[Array, ...]]:
+        runs.append(len(batches))
+        return whole(batches)
+
+    monkeypatch.setattr(Batches, "__iter__", counted)
+    form = Form(fast_layout("cpu"), "minmax", (), ("bias corrected",))
+    with quantize_source(layers(tmp_path), values, 48, (), no_progress) as source:
+        source.write(form, tmp_path / "first.onnx")
+        once = len(runs)
+        source.write(form, tmp_path / "second.onnx")
+    assert len(runs) == once == 2
