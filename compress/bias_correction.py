@@ -31,7 +31,6 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
     graph = watched.graph
-    names = [one.name for one in graph.input]
     tensors = sorted({node.input[0] for node in _layers(proto.graph)})
     del graph.output[:]
     for tensor in tensors:
@@ -42,6 +41,7 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(watched, Path(scratch) / "watched.onnx")
         session = open_session(Path(scratch) / "watched.onnx")
+        names = [one.name for one in session.get_inputs()]
         for batch in batches:
             samples += len(batch[0])
             for tensor, values in zip(tensors, session.run(None, dict(zip(names, batch, strict=True))), strict=True):

@@ -77,7 +77,7 @@ def int8_sensitivity(
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(switched, Path(scratch) / "switched.onnx")
         session = open_session(Path(scratch) / "switched.onnx")
-    names = [one.name for one in proto.graph.input]
+    names = [one.name for one in session.get_inputs() if one.name not in (WEIGHTS, ACTIVATIONS)]
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}

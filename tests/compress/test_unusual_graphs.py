@@ -103,13 +103,13 @@ def test_a_file_without_a_product_in_int8_is_not_kept(values: Data, tmp_path: Pa
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def layers(folder: Path) -> OnnxModel:
+def layers(folder: Path, *given: str) -> OnnxModel:
     nodes = [
         helper.make_node("Gemm", ["x", "w1", "b1"], ["a"], "first"),
         helper.make_node("Relu", ["a"], ["b"], "between"),
         helper.make_node("Gemm", ["b", "w2", "b2"], ["y"], "last"),
     ]
-    return saved(nodes, {"w1": (16, 16), "b1": (16,), "w2": (16, 4), "b2": (4,)}, folder)
+    return saved(nodes, {"w1": (16, 16), "b1": (16,), "w2": (16, 4), "b2": (4,)}, folder, *given)
 
 
 def answers(path: Path) -> FloatArray:
@@ -149,3 +149,11 @@ def test_samples_are_run_for_means_once(values: Data, tmp_path: Path, monkeypatc
         once = len(runs)
         source.write(form, tmp_path / "second.onnx")
     assert len(runs) == once == 2
+
+
+def test_weights_that_are_inputs_too_are_not_asked_for(values: Data, tmp_path: Path) -> None:
+    model = layers(tmp_path, "w1", "b2")
+    assert len(quantization_sensitivity(model, values, QuantizeConfig()).layers) == 2
+    with quantize_source(model, values, 48, (), no_progress) as source:
+        source.write(Form(fast_layout("cpu"), "minmax", (), ("bias corrected",)), tmp_path / "int8.onnx")
+    assert np.abs(answers(tmp_path / "int8.onnx") - answers(model.path)).max() < 2
