@@ -39,6 +39,11 @@ def by_form(**speedups: float) -> Callable[[OnnxModel, OnnxModel], float]:
     return measured
 
 
+def of_file(speedups: dict[str, float]) -> Callable[[OnnxModel, OnnxModel], float]:
+    """Return a clock that knows some files by name; all others run at twice the speed."""
+    return lambda _, candidate: speedups.get(candidate.path.stem, 2.0)
+
+
 def quantized(model: OnnxModel, data: Data, folder: Path, clock: Callable[..., float], **settings: object):
     config = QuantizeConfig(calibration_samples=SAMPLES, **settings)
     return quantize(model, data, folder / "int8.onnx", config, measure_speedup=clock)
@@ -109,11 +114,20 @@ def loses(model: OnnxModel, smaller: OnnxModel, data: Data) -> float:
 def test_a_channel_that_is_too_large_is_equalized(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
     model, ring = hard
     assert loses(model, quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model, ring) > 5
-    made = quantized(model, ring, tmp_path, lambda *_: 2.0)
+    made = quantized(model, ring, tmp_path, of_file({"equalized": 1.7}))
     assert loses(model, made.model, ring) < 1
     assert made.report.hardest_layer == "node_linear_1"
-    assert made.report.treatments[0] == "equalized"
+    assert made.report.treatments == ("equalized",)
     assert made.report.left_in_float == ()
+    assert made.report.measured_speedup == 1.7
+    timed = {one.form.split(", ")[-1]: one.speedup for one in made.report.tried if "dynamic" not in one.form}
+    assert timed == {"minmax": 2.0, "percentile": None, "entropy": None, "mse": None, "equalized": 1.7}
+
+
+def test_what_is_rescued_but_no_faster_is_not_kept(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
+    with pytest.raises(GateMissedError, match=r"no int8 form that is faster keeps accuracy") as caught:
+        quantized(*hard, tmp_path, of_file({"equalized": 0.9}))
+    assert (caught.value.tried[-1]["speedup"], caught.value.tried[-1]["verdict"]) == (0.9, "not faster than float32")
 
 
 def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxModel, Data], tmp_path: Path) -> None:
