@@ -148,10 +148,11 @@ def choose(
         trial.progress("choose", index + 1, len(layouts), "forms")
     faster = [one for one in found if one.is_faster]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
-    fastest = _fastest([one for one in faster if one.form.layout.form == "qdq"])  # of which single nodes can be let out
+    whole = [one for one in faster if one.form.layout.form != "qoperator"]  # a node let out reads what is not rounded
+    fastest = _fastest(whole or faster)
     hardest = None
     if best is None and fastest is not None:
-        hardest = _hardest_first(sensitivity(fastest.form))[0]
+        hardest = next(iter(_hardest_first(sensitivity(fastest.form))), None)
         others, best = _rescued(fastest, trial, methods[1:], sensitivity)
         found += others
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
@@ -182,6 +183,7 @@ def _rescued(
 ) -> tuple[list[_Measured], _Measured | None]:
     """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
+    methods = () if layout.form == "dynamic" else methods  # whose ranges are found when it runs
     others = [_measured(Form(layout, method), trial, method, timed=False) for method in methods]
     nearest = min([fastest, *others], key=lambda one: one.drop)
     for treatment in trial.treatments:
@@ -261,9 +263,9 @@ def _why_none(found: Sequence[_Measured], max_drop: float, hardest: str | None) 
         )
     lossy = [one for one in found if one.drop > max_drop and (one.is_faster or one.speedup is None)]
     closest = min(lossy, key=lambda one: one.drop)
+    culprit = f", most of it in {hardest}" if hardest else ""
     runs = "" if closest.speedup is None else f"runs at {closest.speedup:.2f}x and "
     return (
         f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} {runs}"
-        f"loses {closest.drop:.2f}, most of it in {hardest}; calibrate on samples like those it will see, or raise "
-        "--max-drop"
+        f"loses {closest.drop:.2f}{culprit}; calibrate on samples like those it will see, or raise --max-drop"
     )

@@ -1,21 +1,26 @@
 """The form that measures fastest within the drop is kept; where none serves, nothing is written and all is told."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from compress.int8_choice import Trial, choose
+from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import PRODUCTS, layouts_worth_trying
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
+from compress.quantize_source import QuantizeSource, quantize_source
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
+from core.progress import no_progress
 from export.to_onnx import ExportConfig, export
 from stages import onnx_speedup
 
@@ -42,6 +47,10 @@ def by_form(**speedups: float) -> Callable[[OnnxModel, OnnxModel], float]:
 def of_file(speedups: dict[str, float]) -> Callable[[OnnxModel, OnnxModel], float]:
     """Return a clock that knows some files by name; all others run at twice the speed."""
     return lambda _, candidate: speedups.get(candidate.path.stem, 2.0)
+
+
+def source_of(model: OnnxModel, data: Data) -> AbstractContextManager[QuantizeSource]:
+    return quantize_source(model, data, SAMPLES, (), no_progress)
 
 
 def quantized(model: OnnxModel, data: Data, folder: Path, clock: Callable[..., float], **settings: object):
@@ -139,6 +148,49 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert made.report.left_in_float == ("node_linear_1",)
     assert made.model.is_quantized
     assert made.report.tried[-1].form.endswith("1 layers in float")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "qoperator"])
+def test_a_layer_stays_in_float_in_any_form_that_is_faster(
+    hard_for_good: tuple[OnnxModel, Data], tmp_path: Path, kind: str
+) -> None:
+    """Whatever is scored: a form of integers only reads what is rounded, and a dynamic one has no ranges to find."""
+    number = [layout.form for layout in layouts_worth_trying("cpu", None, ["Gemm"])].index(kind)
+    speedups = {f"layout{index}": 0.5 for index in range(9) if index != number}
+    model, ring = hard_for_good
+    with source_of(model, ring) as source:
+        made = choose(
+            layouts_worth_trying("cpu", None, ["Gemm"]),
+            Trial(
+                write=source.write,
+                measure_speedup=lambda candidate: speedups.get(candidate.path.stem, 2.0),
+                drop_of=lambda candidate: 0.0 if candidate.path.stem.startswith("float") else 9.0,
+                folder=source.folder,
+                max_drop=1.0,
+                progress=no_progress,
+                treatments=source.treatments,
+            ),
+            ("minmax", "mse"),
+            source.sensitivity,
+        )
+        assert multiplies_in_int8(onnx.load(made.path).graph)
+    assert made.form.layout.form == kind
+    assert len(made.form.in_float) == 1
+    assert any("mse" in one.form for one in made.tried) == (kind == "qoperator")
+
+
+def test_where_no_layer_is_known_the_gate_is_missed_as_ever(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with source_of(exported, digits) as source:
+        trial = Trial(
+            write=source.write,
+            measure_speedup=lambda _: 2.0,
+            drop_of=lambda _: 9.0,
+            folder=source.folder,
+            max_drop=1.0,
+            progress=no_progress,
+        )
+        with pytest.raises(GateMissedError, match=r"runs at 2\.00x and loses 9\.00; calibrate on samples"):
+            choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: ())
 
 
 def test_a_form_that_cannot_be_written_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
