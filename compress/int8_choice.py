@@ -4,11 +4,14 @@ Where what is fast loses too much, the ranges are found in other ways, then the 
 corrected, and then the fewest layers go back to float.
 """
 
+import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import onnxruntime
 from pydantic import BaseModel
 
 from compress.calibration import Method
@@ -21,10 +24,13 @@ from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import accuracy, predict
 from core.progress import Progress
 
+logger = logging.getLogger(__name__)
+
 Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
 KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
+ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 FASTER = 1 + CLOSE  # from which a speedup is more than the noise of timing a file against itself
 
 
@@ -143,6 +149,9 @@ def choose(
         except OSError:  # the disk is full, say: no form is to blame
             raise
         except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
+            if not _comes_of_the_form(error):
+                raise
+            logger.debug("%s cannot be used", form.title, exc_info=True)
             reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
             tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
         trial.progress("choose", index + 1, len(layouts), "forms")
@@ -173,6 +182,12 @@ def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxM
     return lambda candidate: (
         before - accuracy(predict(candidate, data, "validation", limit=SCORED, provider=provider)[0], targets)
     )
+
+
+def _comes_of_the_form(error: Exception) -> bool:
+    """Tell an error that is told as one, or that ONNX Runtime was running when it came, from a bug of ours."""
+    files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ToolError) or any(file.is_relative_to(ONNX_RUNTIME) for file in files)
 
 
 def _rescued(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
 from compress.int8_choice import Trial, choose
 from compress.int8_file import multiplies_in_int8
@@ -16,7 +17,7 @@ from compress.quantize_config import QuantizeConfig
 from compress.quantize_source import QuantizeSource, quantize_source
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import GateMissedError
+from core.errors import GateMissedError, ToolError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
@@ -193,14 +194,28 @@ def test_where_no_layer_is_known_the_gate_is_missed_as_ever(exported: OnnxModel,
             choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: ())
 
 
-def test_a_form_that_cannot_be_written_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+def test_a_form_that_cannot_be_written_is_told(
+    exported: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def clock(_: OnnxModel, candidate: OnnxModel) -> float:
+        if candidate.path.name == "layout1.onnx":
+            raise ToolError("no memory\nfor this")
         if candidate.path.name == "layout2.onnx":
-            raise RuntimeError("no kernel for\nthis")
+            InferenceSession(b"no model")
         return 2.0
 
+    caplog.set_level("DEBUG", "compress.int8_choice")
     tried = quantized(exported, digits, tmp_path, clock).report.tried
-    assert [one.verdict for one in tried if one.speedup is None] == ["cannot be used: no kernel for this"]
+    told, theirs = [one.verdict for one in tried if one.speedup is None]
+    assert told == "cannot be used: no memory for this"
+    assert theirs.startswith("cannot be used: [ONNXRuntimeError]")
+    assert "Traceback" in caplog.text
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_form(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        quantized(exported, digits, tmp_path, lambda *_: None + 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"per_channel": False}, {"form": "qoperator"}, {"activation_type": "uint8"}])
