@@ -143,17 +143,8 @@ def choose(
     found: list[_Measured] = []
     tried: list[Tried] = []
     for index, layout in enumerate(layouts):
-        form = Form(layout, methods[0])
-        try:
-            found.append(_measured(form, trial, f"layout{index}"))
-        except OSError:  # the disk is full, say: no form is to blame
-            raise
-        except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
-            if not _comes_of_the_form(error):
-                raise
-            logger.debug("%s cannot be used", form.title, exc_info=True)
-            reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
-            tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
+        one = _measured(Form(layout, methods[0]), trial, f"layout{index}", tried)
+        found += [one] if one else []
         trial.progress("choose", index + 1, len(layouts), "forms")
     faster = [one for one in found if one.is_faster]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
@@ -162,7 +153,7 @@ def choose(
     hardest = None
     if best is None and fastest is not None:
         hardest = next(iter(_hardest_first(sensitivity(fastest.form))), None)
-        others, best = _rescued(fastest, trial, methods[1:], sensitivity)
+        others, best = _rescued(fastest, trial, methods[1:], sensitivity, tried)
         found += others
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
     if best is None:
@@ -195,18 +186,21 @@ def _rescued(
     trial: Trial,
     methods: Sequence[Method],
     sensitivity: Callable[[Form], Sequence[LayerDamage]],
+    tried: list[Tried],
 ) -> tuple[list[_Measured], _Measured | None]:
     """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
     methods = () if layout.form == "dynamic" else methods  # whose ranges are found when it runs
-    others = [_measured(Form(layout, method), trial, method, timed=False) for method in methods]
+    ranged = [_measured(Form(layout, method), trial, method, tried, timed=False) for method in methods]
+    others = [one for one in ranged if one]
     nearest = min([fastest, *others], key=lambda one: one.drop)
     for treatment in trial.treatments:
         if nearest.drop <= trial.max_drop:
             break
         treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
-        others.append(_measured(treated, trial, treatment.replace(" ", "-"), timed=False))
-        nearest = min(nearest, others[-1], key=lambda one: one.drop)
+        one = _measured(treated, trial, treatment.replace(" ", "-"), tried, timed=False)
+        others += [one] if one else []
+        nearest = min([nearest, *others], key=lambda one: one.drop)
     if nearest.drop <= trial.max_drop:
         return _timed_last([one for one in others if one is not nearest], nearest, trial)
     order = _hardest_first(sensitivity(nearest.form))
@@ -215,13 +209,13 @@ def _rescued(
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = replace(nearest.form, in_float=tuple(order[:count]))
-        one = _measured(form, trial, f"float{count}", timed=False)
-        if one.drop <= trial.max_drop:
+        one = _measured(form, trial, f"float{count}", tried, timed=False)
+        if one and one.drop <= trial.max_drop:
             others += [serves] if serves else []
             high, serves = count, one
         else:
             low = count
-            others.append(one)
+            others += [one] if one else []
     return _timed_last(others, serves, trial) if serves else (others, None)
 
 
@@ -235,9 +229,22 @@ def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
-def _measured(form: Form, trial: Trial, name: str, *, timed: bool = True) -> _Measured:
-    """Write and score a form, and time it where that is worth it."""
-    path = trial.folder / f"{name}.onnx"
+def _measured(form: Form, trial: Trial, name: str, tried: list[Tried], *, timed: bool = True) -> _Measured | None:
+    """Write and score a form, and time it where that is worth it; note it as tried where it cannot be used."""
+    try:
+        return _scored(form, trial, trial.folder / f"{name}.onnx", timed=timed)
+    except OSError:  # the disk is full, say: no form is to blame
+        raise
+    except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
+        if not _comes_of_the_form(error):
+            raise
+        logger.debug("%s cannot be used", form.title, exc_info=True)
+        reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
+        tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
+        return None
+
+
+def _scored(form: Form, trial: Trial, path: Path, *, timed: bool) -> _Measured:
     trial.write(form, path)
     if not multiplies_in_int8(read_proto(path).graph):
         raise ToolError("no product in it could be made int8")

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnxruntime import InferenceSession
 
-from compress.int8_choice import Trial, choose
+from compress.int8_choice import Form, Trial, choose
 from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import PRODUCTS, layouts_worth_trying
 from compress.quantize import quantize
@@ -210,6 +210,32 @@ def test_a_form_that_cannot_be_written_is_told(
     assert told == "cannot be used: no memory for this"
     assert theirs.startswith("cannot be used: [ONNXRuntimeError]")
     assert "Traceback" in caplog.text
+
+
+def test_a_rescue_that_cannot_be_written_is_told_and_the_next_is_tried(
+    hard: tuple[OnnxModel, Data], tmp_path: Path
+) -> None:
+    model, ring = hard
+    with source_of(model, ring) as source:
+
+        def write(form: Form, to: Path) -> None:
+            if form.method == "entropy" or form.treatments == ("equalized",):
+                raise ToolError("no kernel")
+            source.write(form, to)
+
+        drops = {"bias-corrected": 0.0}
+        trial = Trial(
+            write=write,
+            measure_speedup=lambda _: 2.0,
+            drop_of=lambda candidate: drops.get(candidate.path.stem, 9.0),
+            folder=source.folder,
+            max_drop=1.0,
+            progress=no_progress,
+            treatments=("equalized", "bias corrected"),
+        )
+        made = choose(layouts_worth_trying("cpu")[:1], trial, ("minmax", "entropy"), source.sensitivity)
+    assert made.form.treatments == ("bias corrected",)
+    assert [one.verdict for one in made.tried if one.drop is None] == ["cannot be used: no kernel"] * 2
 
 
 def test_a_bug_of_ours_is_no_fault_of_the_form(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
