@@ -5,7 +5,7 @@ are those of calibration samples.
 """
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
     graph = watched.graph
-    names = [one.name for one in graph.input]
     tensors = sorted({node.input[0] for node in _layers(proto.graph)})
     del graph.output[:]
     for tensor in tensors:
@@ -42,6 +41,7 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(watched, Path(scratch) / "watched.onnx")
         session = open_session(Path(scratch) / "watched.onnx")
+        names = [one.name for one in session.get_inputs()]
         for batch in batches:
             samples += len(batch[0])
             for tensor, values in zip(tensors, session.run(None, dict(zip(names, batch, strict=True))), strict=True):
@@ -50,19 +50,20 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
     return {tensor: (total / max(samples, 1)).astype(np.float32) for tensor, total in sums.items()}
 
 
-def corrected(proto: onnx.ModelProto, means: Means, layout: Layout) -> onnx.ModelProto:
+def corrected(proto: onnx.ModelProto, means: Means, layout: Layout, in_float: Collection[str] = ()) -> onnx.ModelProto:
     """Return a float32 graph that, rounded, answers on average as it does unrounded.
 
     Args:
         proto: The graph.
         means: Of what its layers read.
         layout: How weights are rounded.
+        in_float: Names of nodes that are not: their biases are right.
     """
     made = onnx.ModelProto()
     made.CopyFrom(proto)
     graph = made.graph
     constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    for node in _layers(graph):
+    for node in [one for one in _layers(graph) if one.name not in in_float]:
         weight = constants[node.input[1]]
         change = rounded_weight(weight, node, layout) - weight
         added = _mean_output(node, change, means[node.input[0]])

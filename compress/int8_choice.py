@@ -4,26 +4,34 @@ Where what is fast loses too much, the ranges are found in other ways, then the 
 corrected, and then the fewest layers go back to float.
 """
 
+import logging
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import onnxruntime
 from pydantic import BaseModel
 
 from compress.calibration import Method
+from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout
 from compress.int8_sensitivity import LayerDamage
 from core.data import Data
-from core.errors import GateMissedError
-from core.onnx_model import OnnxModel, open_onnx
+from core.errors import GateMissedError, ToolError
+from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.predict import accuracy, predict
 from core.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
 KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
+ONNX_RUNTIME = Path(onnxruntime.__file__).parent
+FASTER = 1 + CLOSE  # from which a speedup is more than the noise of timing a file against itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +100,24 @@ class Trial:
 class _Measured:
     form: Form
     path: Path
-    speedup: float
+    speedup: float | None
     drop: float
+
+    @property
+    def is_faster(self) -> bool:
+        return self.speedup is not None and self.speedup >= FASTER
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The form that is kept, its file, speedup and drop, and everything that was tried.
+    """The form that is kept, its file, its own speedup and drop, and everything that was tried.
 
     Where the fastest form lost too much, the layer that loses most in it is named.
     """
 
     form: Form
     path: Path
-    speedup: float
+    speedup: float | None
     drop: float
     tried: tuple[Tried, ...]
     hardest_layer: str | None = None
@@ -131,22 +143,17 @@ def choose(
     found: list[_Measured] = []
     tried: list[Tried] = []
     for index, layout in enumerate(layouts):
-        form = Form(layout, methods[0])
-        try:
-            found.append(_measured(form, trial, f"layout{index}"))
-        except OSError:  # the disk is full, say: no form is to blame
-            raise
-        except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
-            reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
-            tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
+        one = _measured(Form(layout, methods[0]), trial, f"layout{index}", tried)
+        found += [one] if one else []
         trial.progress("choose", index + 1, len(layouts), "forms")
-    faster = [one for one in found if one.speedup > 1]
+    faster = [one for one in found if one.is_faster]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
-    fastest = _fastest([one for one in faster if one.form.layout.form == "qdq"])  # of which single nodes can be let out
+    whole = [one for one in faster if one.form.layout.form != "qoperator"]  # a node let out reads what is not rounded
+    fastest = _fastest(whole or faster)
     hardest = None
     if best is None and fastest is not None:
-        hardest = _hardest_first(sensitivity(fastest.form))[0]
-        others, best = _rescued(fastest, trial, methods[1:], sensitivity)
+        hardest = next(iter(_hardest_first(sensitivity(fastest.form))), None)
+        others, best = _rescued(fastest, trial, methods[1:], sensitivity, tried)
         found += others
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
     if best is None:
@@ -168,58 +175,87 @@ def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxM
     )
 
 
+def _comes_of_the_form(error: Exception) -> bool:
+    """Tell an error that is told as one, or that ONNX Runtime was running when it came, from a bug of ours."""
+    files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ToolError) or any(file.is_relative_to(ONNX_RUNTIME) for file in files)
+
+
 def _rescued(
     fastest: _Measured,
     trial: Trial,
     methods: Sequence[Method],
     sensitivity: Callable[[Form], Sequence[LayerDamage]],
+    tried: list[Tried],
 ) -> tuple[list[_Measured], _Measured | None]:
     """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
-    others = [_measured(Form(layout, method), trial, method, fastest.speedup) for method in methods]
+    methods = () if layout.form == "dynamic" else methods  # whose ranges are found when it runs
+    ranged = [_measured(Form(layout, method), trial, method, tried, timed=False) for method in methods]
+    others = [one for one in ranged if one]
     nearest = min([fastest, *others], key=lambda one: one.drop)
     for treatment in trial.treatments:
         if nearest.drop <= trial.max_drop:
             break
         treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
-        others.append(_measured(treated, trial, treatment.replace(" ", "-"), fastest.speedup))
-        nearest = min(nearest, others[-1], key=lambda one: one.drop)
+        one = _measured(treated, trial, treatment.replace(" ", "-"), tried, timed=False)
+        others += [one] if one else []
+        nearest = min([nearest, *others], key=lambda one: one.drop)
     if nearest.drop <= trial.max_drop:
-        return others, nearest
+        return _timed_last([one for one in others if one is not nearest], nearest, trial)
     order = _hardest_first(sensitivity(nearest.form))
     low, high = 0, len(order)  # so many are too few, so many are enough
     serves: _Measured | None = None
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = replace(nearest.form, in_float=tuple(order[:count]))
-        one = _measured(form, trial, f"float{count}", fastest.speedup)
-        if one.drop <= trial.max_drop:
+        one = _measured(form, trial, f"float{count}", tried, timed=False)
+        if one and one.drop <= trial.max_drop:
+            others += [serves] if serves else []
             high, serves = count, one
         else:
             low = count
-            others.append(one)
-    if serves is None:
-        return others, None
+            others += [one] if one else []
+    return _timed_last(others, serves, trial) if serves else (others, None)
+
+
+def _timed_last(others: list[_Measured], serves: _Measured, trial: Trial) -> tuple[list[_Measured], _Measured | None]:
+    """Time what serves, which scoring does not tell, and return all, and it where it is still faster."""
     timed = replace(serves, speedup=trial.measure_speedup(open_onnx(serves.path)))
-    return [*others, timed], timed if timed.speedup > 1 else None
+    return [*others, timed], timed if timed.is_faster else None
 
 
 def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
-def _measured(form: Form, trial: Trial, name: str, speedup: float | None = None) -> _Measured:
-    """Write and score a form, and time it where its speed is not known."""
-    path = trial.folder / f"{name}.onnx"
+def _measured(form: Form, trial: Trial, name: str, tried: list[Tried], *, timed: bool = True) -> _Measured | None:
+    """Write and score a form, and time it where that is worth it; note it as tried where it cannot be used."""
+    try:
+        return _scored(form, trial, trial.folder / f"{name}.onnx", timed=timed)
+    except OSError:  # the disk is full, say: no form is to blame
+        raise
+    except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
+        if not _comes_of_the_form(error):
+            raise
+        logger.debug("%s cannot be used", form.title, exc_info=True)
+        reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
+        tried.append(Tried(form=form.title, speedup=None, drop=None, verdict=reason))
+        return None
+
+
+def _scored(form: Form, trial: Trial, path: Path, *, timed: bool) -> _Measured:
     trial.write(form, path)
+    if not multiplies_in_int8(read_proto(path).graph):
+        raise ToolError("no product in it could be made int8")
     candidate = open_onnx(path)
-    return _Measured(form, path, speedup or trial.measure_speedup(candidate), trial.drop_of(candidate))
+    return _Measured(form, path, trial.measure_speedup(candidate) if timed else None, trial.drop_of(candidate))
 
 
 def _fastest(found: Sequence[_Measured]) -> _Measured | None:
     best: _Measured | None = None
     for one in found:
-        if best is None or one.speedup > best.speedup * (1 + CLOSE):
+        if best is None or (one.speedup or 0) > (best.speedup or 0) * (1 + CLOSE):
             best = one
     return best
 
@@ -227,10 +263,12 @@ def _fastest(found: Sequence[_Measured]) -> _Measured | None:
 def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
     if one is best:
         verdict = KEPT
-    elif one.speedup <= 1:
+    elif one.speedup is not None and not one.is_faster:
         verdict = "not faster than float32"
     elif one.drop > max_drop:
         verdict = f"loses more than {max_drop:g} points"
+    elif one.speedup is None:
+        verdict = "not timed: another serves as well"
     else:
         verdict = "no faster than what was kept"
     return Tried(form=one.form.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
@@ -239,16 +277,17 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
 def _why_none(found: Sequence[_Measured], max_drop: float, hardest: str | None) -> str:
     if not found:
         return "no int8 form of this model can be used here; keep the float32 file"
-    faster = [one for one in found if one.speedup > 1]
-    if not faster:
-        fastest = max(found, key=lambda one: one.speedup)
+    if not any(one.is_faster for one in found):
+        fastest = max(found, key=lambda one: one.speedup or 0)
         return (
             f"no int8 form is faster than float32 here: the fastest, {fastest.form.title}, runs at "
             f"{fastest.speedup:.2f}x its speed; keep the float32 file"
         )
-    closest = min(faster, key=lambda one: one.drop)
+    lossy = [one for one in found if one.drop > max_drop and (one.is_faster or one.speedup is None)]
+    closest = min(lossy, key=lambda one: one.drop)
+    culprit = f", most of it in {hardest}" if hardest else ""
+    runs = "" if closest.speedup is None else f"runs at {closest.speedup:.2f}x and "
     return (
-        f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} runs at "
-        f"{closest.speedup:.2f}x and loses {closest.drop:.2f}, most of it in {hardest}; calibrate on samples like "
-        "those it will see, or raise --max-drop"
+        f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} {runs}"
+        f"loses {closest.drop:.2f}{culprit}; calibrate on samples like those it will see, or raise --max-drop"
     )

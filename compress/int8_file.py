@@ -10,7 +10,7 @@ from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.calibration import Ranges
-from compress.int8_layouts import Layout
+from compress.int8_layouts import PRODUCTS, Layout
 from core.onnx_model import BAKED
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -19,6 +19,24 @@ PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transp
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 DYNAMIC = ("MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization")
 """Operators whose dynamic form is fast or small: that of a convolution is neither. Gemm becomes MatMul."""
+INTEGER_PRODUCTS = (
+    *("QLinearConv", "QLinearMatMul", "QGemm", "QAttention"),
+    *("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
+)
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give each node a name of its own, in place: ONNX asks for none, but nodes are excluded and told apart by it."""
+    taken = {node.name for node in graph.node}
+    seen = {""}
+    for index, node in enumerate(graph.node):
+        if node.name in seen:
+            name = f"{node.name or node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+        seen.add(node.name)
 
 
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
@@ -80,6 +98,15 @@ def write_dynamic(prepared: Path, output: Path, layout: Layout, in_float: Sequen
         reduce_range=layout.reduce_range or "LSTM" in operators,  # whose saturation is not simulated
         weight_type=TYPES[layout.weight_type],
         nodes_to_exclude=[*in_float, *(f"{name}_MatMul" for name in in_float)],
+    )
+
+
+def multiplies_in_int8(graph: onnx.GraphProto) -> bool:
+    """Tell whether a file has a product of int8: ONNX Runtime's quantizer passes over what it cannot quantize."""
+    restored = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
+    return any(
+        node.op_type in INTEGER_PRODUCTS or (node.op_type in PRODUCTS and restored.issuperset(node.input[:2]))
+        for node in graph.node
     )
 
 

@@ -5,7 +5,7 @@ adds.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def int8_sensitivity(
     layout: Layout,
     batches: Sequence[tuple[Array, ...]],
     progress: Callable[[int, int], None],
+    in_float: Collection[str] = (),
 ) -> tuple[LayerDamage, ...]:
     """Quantize each layer alone, weights and activations apart, and measure how far the answers move.
 
@@ -64,18 +65,19 @@ def int8_sensitivity(
         layout: How weights are rounded.
         batches: What it is asked, an array (N, ...) for each input.
         progress: Told of looks done and looks in all.
+        in_float: Names of nodes that stay in float whatever is found: they are not looked at.
 
     Returns:
         The layers in the order of the graph: mean Kullback-Leibler divergence from float32's answers.
     """
-    switched, layers = _switched(proto, ranges, layout)
+    switched, layers = _switched(proto, ranges, layout, in_float)
     answer = _logits(proto.graph)
     if answer not in [one.name for one in switched.graph.output]:
         switched.graph.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, None))
     with tempfile.TemporaryDirectory() as scratch:
         onnx.save(switched, Path(scratch) / "switched.onnx")
         session = open_session(Path(scratch) / "switched.onnx")
-    names = [one.name for one in proto.graph.input]
+    names = [one.name for one in session.get_inputs() if one.name not in (WEIGHTS, ACTIVATIONS)]
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
         switches = {WEIGHTS: weights, ACTIVATIONS: activations}
@@ -121,7 +123,9 @@ def _logits(graph: onnx.GraphProto) -> str:
     return name
 
 
-def _switched(proto: onnx.ModelProto, ranges: Ranges, layout: Layout) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+def _switched(
+    proto: onnx.ModelProto, ranges: Ranges, layout: Layout, in_float: Collection[str]
+) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
     """Return the graph with a switch for each layer's weights and input, and the layers."""
     switched = onnx.ModelProto()
     switched.CopyFrom(proto)
@@ -130,7 +134,8 @@ def _switched(proto: onnx.ModelProto, ranges: Ranges, layout: Layout) -> tuple[o
     layers: list[onnx.NodeProto] = []
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        if node.op_type in PRODUCTS and node.input[1] in constants and node.input[0] in ranges:
+        looked_at = node.op_type in PRODUCTS and node.name not in in_float
+        if looked_at and node.input[1] in constants and node.input[0] in ranges:
             index, own_weight, own_input = len(layers), f"{node.name}{WEIGHTS}", f"{node.name}{ACTIVATIONS}"
             layers.append(node)
             weight = numpy_helper.to_array(constants[node.input[1]])

@@ -14,7 +14,7 @@ from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
 from compress.int8_choice import Form, Treatment
-from compress.int8_file import prepare, write_dynamic, write_static
+from compress.int8_file import DYNAMIC, name_nodes, prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.saturation import saturating
 from core.data import Data, Split, spread
@@ -31,7 +31,7 @@ SENSITIVITY_SAMPLES = 64
 
 
 class QuantizeSource:
-    """The file; its samples are run once for minmax, and once for all other methods.
+    """The file; its samples are run once for minmax, once for all other methods and once for means of channels.
 
     Attributes:
         prepared: The file with the types of all its tensors inferred.
@@ -57,14 +57,11 @@ class QuantizeSource:
 
     def write(self, form: Form, to: Path) -> None:
         """Write the file in a form of int8; what masks by minus infinity stays in float."""
-        in_float = (*self._excluded, *form.in_float)
-        treated = self._treated(form)
+        treated, in_float = self._treated(form), self._in_float(form)
         if form.layout.form == "dynamic":
             write_dynamic(treated, to, form.layout, in_float)
-            return
-        seen = self._observed(form.method, equalized=_is_equalized(form))
-        masking = masking_nodes(onnx.load(treated).graph, seen)
-        write_static(treated, to, ranges_of(seen, form.method), form.layout, (*in_float, *masking))
+        else:
+            write_static(treated, to, self._ranges_in(form), form.layout, in_float)
 
     def saturated(self, form: Form) -> OnnxModel | None:
         """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
@@ -85,11 +82,20 @@ class QuantizeSource:
             form.layout,
             list(self._few),
             lambda done, total: self._progress("sensitivity", done, total, "layers"),
+            self._in_float(form),
         )
 
     def extremes(self) -> Ranges:
         """Return the least and the greatest value that each tensor takes over the calibration samples."""
         return {name: (one.low, one.high) for name, one in self._observed("minmax", equalized=False).items()}
+
+    def _in_float(self, form: Form) -> tuple[str, ...]:
+        """Return the names of the nodes that a form leaves in float, asked or not."""
+        asked = (*self._excluded, *form.in_float)
+        graph = onnx.load(self._graph(equalized=_is_equalized(form))).graph
+        if form.layout.form == "dynamic":
+            return (*asked, *(node.name for node in graph.node if node.op_type not in (*DYNAMIC, "Gemm")))
+        return (*asked, *masking_nodes(graph, self._observed(form.method, equalized=_is_equalized(form))))
 
     def _ranges_in(self, form: Form) -> Ranges:
         return ranges_of(self._observed(form.method, equalized=_is_equalized(form)), form.method)
@@ -123,10 +129,10 @@ class QuantizeSource:
         if "bias corrected" not in form.treatments:
             return graph
         proto = onnx.load(graph)
-        onnx.save(
-            corrected(proto, channel_means(proto, self._calibration), form.layout),
-            self.folder / "float32-corrected.onnx",
-        )
+        if graph not in self._means:
+            self._means[graph] = channel_means(proto, self._calibration)
+        made = corrected(proto, self._means[graph], form.layout, self._in_float(form))
+        onnx.save(made, self.folder / "float32-corrected.onnx")
         return self.folder / "float32-corrected.onnx"
 
 
@@ -158,6 +164,7 @@ def quantize_source(
             f"{model.path} has more weights than the {PROTOBUF_LIMIT_BYTES / 1e9:g} GB that an int8 file can be "
             "made of; quantize a smaller model"
         )
+    name_nodes(proto.graph)
     _check_nodes(proto, excluded)
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)

@@ -1,21 +1,27 @@
 """The form that measures fastest within the drop is kept; where none serves, nothing is written and all is told."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 
+from compress.int8_choice import Form, Trial, choose
+from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import PRODUCTS, layouts_worth_trying
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
+from compress.quantize_source import QuantizeSource, quantize_source
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import GateMissedError
+from core.errors import GateMissedError, ToolError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
+from core.progress import no_progress
 from export.to_onnx import ExportConfig, export
 from stages import onnx_speedup
 
@@ -37,6 +43,15 @@ def by_form(**speedups: float) -> Callable[[OnnxModel, OnnxModel], float]:
         return speedups["channel" if axes else "tensor"]
 
     return measured
+
+
+def of_file(speedups: dict[str, float]) -> Callable[[OnnxModel, OnnxModel], float]:
+    """Return a clock that knows some files by name; all others run at twice the speed."""
+    return lambda _, candidate: speedups.get(candidate.path.stem, 2.0)
+
+
+def source_of(model: OnnxModel, data: Data) -> AbstractContextManager[QuantizeSource]:
+    return quantize_source(model, data, SAMPLES, (), no_progress)
 
 
 def quantized(model: OnnxModel, data: Data, folder: Path, clock: Callable[..., float], **settings: object):
@@ -80,6 +95,12 @@ def test_where_nothing_is_faster_nothing_is_written(exported: OnnxModel, digits:
     assert [row["speedup"] for row in caught.value.tried] == [0.9, 0.8, 0.7, 0.6]
 
 
+def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 1\.01x") as caught:
+        quantized(exported, digits, tmp_path, lambda *_: 1.01)
+    assert {row["verdict"] for row in caught.value.tried} == {"not faster than float32"}
+
+
 def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     test = digits.split("test")
     bright = test.samples.fetch(test.indices.tolist(), exported.preprocessing)[0].numpy()[:, 0]
@@ -103,11 +124,20 @@ def loses(model: OnnxModel, smaller: OnnxModel, data: Data) -> float:
 def test_a_channel_that_is_too_large_is_equalized(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
     model, ring = hard
     assert loses(model, quantize(model, ring, tmp_path / "minmax.onnx", QuantizeConfig()).model, ring) > 5
-    made = quantized(model, ring, tmp_path, lambda *_: 2.0)
+    made = quantized(model, ring, tmp_path, of_file({"equalized": 1.7}))
     assert loses(model, made.model, ring) < 1
     assert made.report.hardest_layer == "node_linear_1"
-    assert made.report.treatments[0] == "equalized"
+    assert made.report.treatments == ("equalized",)
     assert made.report.left_in_float == ()
+    assert made.report.measured_speedup == 1.7
+    timed = {one.form.split(", ")[-1]: one.speedup for one in made.report.tried if "dynamic" not in one.form}
+    assert timed == {"minmax": 2.0, "percentile": None, "entropy": None, "mse": None, "equalized": 1.7}
+
+
+def test_what_is_rescued_but_no_faster_is_not_kept(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
+    with pytest.raises(GateMissedError, match=r"no int8 form that is faster keeps accuracy") as caught:
+        quantized(*hard, tmp_path, of_file({"equalized": 0.9}))
+    assert (caught.value.tried[-1]["speedup"], caught.value.tried[-1]["verdict"]) == (0.9, "not faster than float32")
 
 
 def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxModel, Data], tmp_path: Path) -> None:
@@ -121,14 +151,97 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert made.report.tried[-1].form.endswith("1 layers in float")
 
 
-def test_a_form_that_cannot_be_written_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["dynamic", "qoperator"])
+def test_a_layer_stays_in_float_in_any_form_that_is_faster(
+    hard_for_good: tuple[OnnxModel, Data], tmp_path: Path, kind: str
+) -> None:
+    """Whatever is scored: a form of integers only reads what is rounded, and a dynamic one has no ranges to find."""
+    number = [layout.form for layout in layouts_worth_trying("cpu", None, ["Gemm"])].index(kind)
+    speedups = {f"layout{index}": 0.5 for index in range(9) if index != number}
+    model, ring = hard_for_good
+    with source_of(model, ring) as source:
+        made = choose(
+            layouts_worth_trying("cpu", None, ["Gemm"]),
+            Trial(
+                write=source.write,
+                measure_speedup=lambda candidate: speedups.get(candidate.path.stem, 2.0),
+                drop_of=lambda candidate: 0.0 if candidate.path.stem.startswith("float") else 9.0,
+                folder=source.folder,
+                max_drop=1.0,
+                progress=no_progress,
+                treatments=source.treatments,
+            ),
+            ("minmax", "mse"),
+            source.sensitivity,
+        )
+        assert multiplies_in_int8(onnx.load(made.path).graph)
+    assert made.form.layout.form == kind
+    assert len(made.form.in_float) == 1
+    assert any("mse" in one.form for one in made.tried) == (kind == "qoperator")
+
+
+def test_where_no_layer_is_known_the_gate_is_missed_as_ever(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with source_of(exported, digits) as source:
+        trial = Trial(
+            write=source.write,
+            measure_speedup=lambda _: 2.0,
+            drop_of=lambda _: 9.0,
+            folder=source.folder,
+            max_drop=1.0,
+            progress=no_progress,
+        )
+        with pytest.raises(GateMissedError, match=r"runs at 2\.00x and loses 9\.00; calibrate on samples"):
+            choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: ())
+
+
+def test_a_form_that_cannot_be_written_is_told(
+    exported: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def clock(_: OnnxModel, candidate: OnnxModel) -> float:
+        if candidate.path.name == "layout1.onnx":
+            raise ToolError("no memory\nfor this")
         if candidate.path.name == "layout2.onnx":
-            raise RuntimeError("no kernel for\nthis")
+            InferenceSession(b"no model")
         return 2.0
 
+    caplog.set_level("DEBUG", "compress.int8_choice")
     tried = quantized(exported, digits, tmp_path, clock).report.tried
-    assert [one.verdict for one in tried if one.speedup is None] == ["cannot be used: no kernel for this"]
+    told, theirs = [one.verdict for one in tried if one.speedup is None]
+    assert told == "cannot be used: no memory for this"
+    assert theirs.startswith("cannot be used: [ONNXRuntimeError]")
+    assert "Traceback" in caplog.text
+
+
+def test_a_rescue_that_cannot_be_written_is_told_and_the_next_is_tried(
+    hard: tuple[OnnxModel, Data], tmp_path: Path
+) -> None:
+    model, ring = hard
+    with source_of(model, ring) as source:
+
+        def write(form: Form, to: Path) -> None:
+            if form.method == "entropy" or form.treatments == ("equalized",):
+                raise ToolError("no kernel")
+            source.write(form, to)
+
+        drops = {"bias-corrected": 0.0}
+        trial = Trial(
+            write=write,
+            measure_speedup=lambda _: 2.0,
+            drop_of=lambda candidate: drops.get(candidate.path.stem, 9.0),
+            folder=source.folder,
+            max_drop=1.0,
+            progress=no_progress,
+            treatments=("equalized", "bias corrected"),
+        )
+        made = choose(layouts_worth_trying("cpu")[:1], trial, ("minmax", "entropy"), source.sensitivity)
+    assert made.form.treatments == ("bias corrected",)
+    assert [one.verdict for one in made.tried if one.drop is None] == ["cannot be used: no kernel"] * 2
+
+
+def test_a_bug_of_ours_is_no_fault_of_the_form(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="unsupported operand"):
+        quantized(exported, digits, tmp_path, lambda *_: None + 1)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("settings", [{"per_channel": False}, {"form": "qoperator"}, {"activation_type": "uint8"}])
