@@ -56,8 +56,8 @@ def _of_images(split: Split, preprocessing: Preprocessing) -> Iterator[str]:
 
 def _channel_means(split: Split, preprocessing: Preprocessing) -> tuple[torch.Tensor, float]:
     """Return the mean (C,) of each channel of normalised images, and their deviation, the mean over channels."""
-    moments = torch.zeros(2, preprocessing.channels, dtype=torch.float64)
-    for positions in torch.arange(len(split)).split(AT_ONCE):
+    moments = torch.zeros(2, len(preprocessing.mean), dtype=torch.float64)
+    for positions in torch.split(torch.arange(len(split)), AT_ONCE):
         few = split.take(positions)
         (images,) = few.samples.fetch(few.indices.tolist(), preprocessing)
         (inputs,) = normalise((images,), preprocessing.model_copy(update={"input": "float32"}))

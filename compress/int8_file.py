@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -40,9 +42,11 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
-    """Write a file with the types of all its tensors inferred, as calibrating and quantizing need it."""
+    """Write a file as calibrating and quantizing need it: all types inferred, weights in Constant nodes lifted."""
     prepared = folder / "prepared.onnx"
-    quant_pre_process(proto, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+    lifted = onnx_ir.from_proto(proto)
+    LiftConstantsToInitializersPass()(lifted)
+    quant_pre_process(onnx_ir.to_proto(lifted), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
     return prepared
 
 

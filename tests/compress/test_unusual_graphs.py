@@ -157,3 +157,14 @@ def test_weights_that_are_inputs_too_are_not_asked_for(values: Data, tmp_path: P
     with quantize_source(model, values, 48, (), no_progress) as source:
         source.write(Form(fast_layout("cpu"), "minmax", (), ("bias corrected",)), tmp_path / "int8.onnx")
     assert np.abs(answers(tmp_path / "int8.onnx") - answers(model.path)).max() < 2
+
+
+def test_weights_that_are_constant_nodes_are_quantized(values: Data, tmp_path: Path) -> None:
+    proto = onnx.load(unnamed(tmp_path).path)
+    for weight in proto.graph.initializer:
+        proto.graph.node.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
+    del proto.graph.initializer[:]
+    onnx.save(proto, tmp_path / "constants.onnx")
+    made = quantize(open_onnx(tmp_path / "constants.onnx"), values, tmp_path / "int8.onnx", QuantizeConfig(form="qdq"))
+    kept = [one.data_type for one in onnx.load(made.model.path).graph.initializer if len(one.dims) == 2]
+    assert kept == [TensorProto.INT8] * 2
