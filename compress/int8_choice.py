@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from compress.calibration import Method
 from compress.int8_file import multiplies_in_int8
-from compress.int8_layouts import Layout
+from compress.int8_layouts import Layout, layouts_ruled_out
 from compress.int8_sensitivity import LayerDamage
 from core.data import Data
 from core.errors import GateMissedError, ToolError
@@ -62,9 +62,9 @@ class Tried(BaseModel, frozen=True):
 
     Attributes:
         form: What it is, in a few words.
-        speedup: Latency of float32 over its own, on ONNX Runtime; None where it was not measured.
+        speedup: Latency of float32 over its own, on ONNX Runtime; None where it was not timed.
         drop: Points of accuracy lost, of agreement with float32 where the data has no labels; None where not scored.
-        verdict: Why it was kept or dropped.
+        verdict: Why it was kept, dropped or not tried.
     """
 
     form: str
@@ -110,7 +110,7 @@ class _Measured:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The form that is kept, its file, its own speedup and drop, and everything that was tried.
+    """The form that is kept, its file, its own speedup and drop, and everything that was tried or ruled out.
 
     Where the fastest form lost too much, the layer that loses most in it is named.
     """
@@ -155,7 +155,11 @@ def choose(
         hardest = next(iter(_hardest_first(sensitivity(fastest.form))), None)
         others, best = _rescued(fastest, trial, methods[1:], sensitivity, tried)
         found += others
-    told = (*(_told(one, best, trial.max_drop) for one in found), *tried)
+    unmeasured = [
+        Tried(form=one.title, speedup=None, drop=None, verdict=f"not tried: {one.reason}")
+        for one in layouts_ruled_out(layouts)
+    ]
+    told = (*(_told(one, best, trial.max_drop) for one in found), *tried, *unmeasured)
     if best is None:
         raise GateMissedError(_why_none(found, trial.max_drop, hardest), [one.model_dump() for one in told])
     return Choice(best.form, best.path, best.speedup, best.drop, told, hardest)

@@ -81,9 +81,6 @@ def layouts_worth_trying(
         reduce_range: Use 7 of 8 bits for weights; None asks this processor.
         operators: Of the graph, one for each node: the dynamic form is for those of matrices and of recurrences.
 
-    The other pair of element types is not among them: half of an x86 file of int8 by int8, and every product of an ARM
-    file of uint8 by int8, has no kernel of its own.
-
     Raises:
         ToolError: ONNX Runtime has no fast static int8 there.
     """
@@ -99,7 +96,31 @@ def layouts_worth_trying(
         other("fewer scales to apply", per_channel=False),
         other("operators that are int8 themselves", form="qoperator"),
         other("what does not multiply stays in float32", only=PRODUCTS),
+        other("operators that are int8 themselves, with fewer scales", form="qoperator", per_channel=False),
         *[dynamic] * (matrices > operators.count("Conv")),
+    )
+
+
+def layouts_ruled_out(worth_trying: Sequence[Layout]) -> tuple[Layout, ...]:
+    """Return the layouts that are not worth measuring here, and why, beside those from `layouts_worth_trying`."""
+    first = worth_trying[0]
+
+    def other(reason: str, **changes: object) -> Layout:
+        return first.model_copy(update={"reason": reason, **changes})
+
+    if is_arm():
+        types = [other(first.reason, activation_type="uint8")]
+    else:
+        unused = "VNNI" if int8_instructions() else "the multiply of bytes"
+        types = [
+            other("x86 multiplies uint8 by int8: half of its convolutions have no kernel", activation_type="int8"),
+            other(f"ONNX Runtime's x86 kernel of uint8 weights leaves {unused} unused", weight_type="uint8"),
+        ]
+    dynamic = other("most of its products are convolutions, of which that form is slow", form="dynamic")
+    return (
+        *types,
+        other(_why_not_bits(first), reduce_range=not first.reduce_range),
+        *[dynamic] * all(one.form != "dynamic" for one in worth_trying),
     )
 
 
@@ -111,6 +132,15 @@ def saturates(weight_type: str) -> bool:
 def is_arm() -> bool:
     """Tell whether this is an ARM processor."""
     return platform.machine().lower() in ("arm64", "aarch64")
+
+
+def _why_not_bits(taken: Layout) -> str:
+    """Return why weights do not have 8 bits where a layout gives them 7, or 7 where it gives them 8."""
+    if taken.reduce_range != _fast_here().reduce_range:
+        return "the other number of bits was asked for"
+    if taken.reduce_range:
+        return "this processor's multiply saturates with 8 bits"
+    return "this processor's multiply does not saturate: they are no faster"
 
 
 def _fast_here() -> Layout:

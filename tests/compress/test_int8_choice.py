@@ -9,9 +9,10 @@ import onnx
 import pytest
 from onnxruntime import InferenceSession
 
+from compress import int8_layouts
 from compress.int8_choice import Form, Trial, choose
 from compress.int8_file import multiplies_in_int8
-from compress.int8_layouts import PRODUCTS, layouts_worth_trying
+from compress.int8_layouts import PRODUCTS, layouts_ruled_out, layouts_worth_trying
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from compress.quantize_source import QuantizeSource, quantize_source
@@ -75,14 +76,45 @@ def test_the_fastest_is_kept(
     report = quantized(exported, digits, tmp_path, by_form(**speedups)).report
     assert kept in report.layout.title
     assert [one.form for one in report.tried if one.verdict == "kept"] == [f"{report.layout.title}, minmax"]
-    assert len(report.tried) == len(layouts_worth_trying("cpu"))
-    assert all(one.verdict == "not faster than float32" for one in report.tried if one.speedup < 1)
+    measured = [one for one in report.tried if one.speedup]
+    assert len(measured) == len(layouts_worth_trying("cpu"))
+    assert all(one.verdict == "not faster than float32" for one in measured if one.speedup < 1)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "reduce_range", "bits"),
+    [
+        (("avx512_vnni",), None, "this processor's multiply does not saturate"),
+        ((), None, "this processor's multiply saturates with 8 bits"),
+        (("avx512_vnni",), True, "the other number of bits was asked for"),
+    ],
+)
+def test_what_is_not_measured_is_told_with_why(
+    monkeypatch: pytest.MonkeyPatch, instructions: tuple[str, ...], reduce_range: bool | None, bits: str
+) -> None:
+    monkeypatch.setattr(int8_layouts, "is_arm", lambda: False)
+    monkeypatch.setattr(int8_layouts, "int8_instructions", lambda: instructions)
+    worth = layouts_worth_trying("cpu", reduce_range)
+    out = layouts_ruled_out(worth)
+    assert not {one.title for one in worth} & {one.title for one in out}
+    types = {(one.activation_type, one.weight_type): one.reason for one in out}
+    assert "half of its convolutions have no kernel" in types["int8", "int8"]
+    assert "uint8 weights" in types["uint8", "uint8"]
+    (told,) = [one.reason for one in out if one.reduce_range != worth[0].reduce_range]
+    assert told.startswith(bits)
+    assert out[-1].form == "dynamic"
+    assert all(one.form != "dynamic" for one in layouts_ruled_out(layouts_worth_trying("cpu", None, ["MatMul"])))
+
+
+def test_arm_files_of_uint8_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_layouts, "is_arm", lambda: True)
+    assert layouts_ruled_out(layouts_worth_trying("cpu"))[0].title.startswith("uint8/int8")
 
 
 def test_portable_forms_are_chosen_among_too(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     clock = by_form(channel=2.0, tensor=2.0, qoperator=3.0, products=2.0)
     report = quantized(exported, digits, tmp_path, clock, reduce_range=True).report
-    assert all("7-bit weights" in one.form for one in report.tried)
+    assert all("7-bit weights" in one.form for one in report.tried if one.speedup)
     assert report.layout.form == "qoperator"
     assert report.drop_without_vnni == report.drop
 
@@ -92,13 +124,13 @@ def test_where_nothing_is_faster_nothing_is_written(exported: OnnxModel, digits:
     with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 0\.90x") as caught:
         quantized(exported, digits, tmp_path, clock)
     assert not list(tmp_path.iterdir())
-    assert [row["speedup"] for row in caught.value.tried] == [0.9, 0.8, 0.7, 0.6]
+    assert [row["speedup"] for row in caught.value.tried] == [0.9, 0.8, 0.7, 0.6, 0.7, *[None] * 4]
 
 
 def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     with pytest.raises(GateMissedError, match=r"no int8 form is faster than float32 here: .*runs at 1\.01x") as caught:
         quantized(exported, digits, tmp_path, lambda *_: 1.01)
-    assert {row["verdict"] for row in caught.value.tried} == {"not faster than float32"}
+    assert {row["verdict"] for row in caught.value.tried if row["speedup"]} == {"not faster than float32"}
 
 
 def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
@@ -111,8 +143,9 @@ def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_p
         GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+, most of it in node_\w+; calib"
     ) as caught:
         quantized(exported, load_data(str(tmp_path / "dark.npz")), tmp_path, clock)
-    assert {row["verdict"] for row in caught.value.tried} == {"loses more than 1 points"}
-    forms = [row["form"] for row in caught.value.tried]
+    tried = [row for row in caught.value.tried if row["drop"] is not None]
+    assert {row["verdict"] for row in tried} == {"loses more than 1 points"}
+    forms = [row["form"] for row in tried]
     assert all(any(method in form for form in forms) for method in ("minmax", "percentile", "entropy", "mse"))
     assert "layers in float" in forms[-1]
 
@@ -130,14 +163,15 @@ def test_a_channel_that_is_too_large_is_equalized(hard: tuple[OnnxModel, Data], 
     assert made.report.treatments == ("equalized",)
     assert made.report.left_in_float == ()
     assert made.report.measured_speedup == 1.7
-    timed = {one.form.split(", ")[-1]: one.speedup for one in made.report.tried if "dynamic" not in one.form}
-    assert timed == {"minmax": 2.0, "percentile": None, "entropy": None, "mse": None, "equalized": 1.7}
+    timed = {one.form.split(", ")[-1]: one.speedup for one in made.report.tried if one.drop is not None}
+    untimed = {"percentile": None, "entropy": None, "mse": None}
+    assert timed == {"minmax": 2.0, "per channel": 2.0, **untimed, "equalized": 1.7}
 
 
 def test_what_is_rescued_but_no_faster_is_not_kept(hard: tuple[OnnxModel, Data], tmp_path: Path) -> None:
     with pytest.raises(GateMissedError, match=r"no int8 form that is faster keeps accuracy") as caught:
         quantized(*hard, tmp_path, of_file({"equalized": 0.9}))
-    assert (caught.value.tried[-1]["speedup"], caught.value.tried[-1]["verdict"]) == (0.9, "not faster than float32")
+    assert {row["verdict"] for row in caught.value.tried if row["speedup"] == 0.9} == {"not faster than float32"}
 
 
 def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxModel, Data], tmp_path: Path) -> None:
@@ -148,7 +182,7 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert made.report.hardest_layer == "node_linear_1"
     assert made.report.left_in_float == ("node_linear_1",)
     assert made.model.is_quantized
-    assert made.report.tried[-1].form.endswith("1 layers in float")
+    assert next(one.form for one in made.report.tried if one.verdict == "kept").endswith("1 layers in float")
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "qoperator"])
@@ -206,7 +240,7 @@ def test_a_form_that_cannot_be_written_is_told(
 
     caplog.set_level("DEBUG", "compress.int8_choice")
     tried = quantized(exported, digits, tmp_path, clock).report.tried
-    told, theirs = [one.verdict for one in tried if one.speedup is None]
+    told, theirs = [one.verdict for one in tried if "cannot be used" in one.verdict]
     assert told == "cannot be used: no memory for this"
     assert theirs.startswith("cannot be used: [ONNXRuntimeError]")
     assert "Traceback" in caplog.text
@@ -235,7 +269,7 @@ def test_a_rescue_that_cannot_be_written_is_told_and_the_next_is_tried(
         )
         made = choose(layouts_worth_trying("cpu")[:1], trial, ("minmax", "entropy"), source.sensitivity)
     assert made.form.treatments == ("bias corrected",)
-    assert [one.verdict for one in made.tried if one.drop is None] == ["cannot be used: no kernel"] * 2
+    assert [one.verdict for one in made.tried if "cannot" in one.verdict] == ["cannot be used: no kernel"] * 2
 
 
 def test_a_bug_of_ours_is_no_fault_of_the_form(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
