@@ -16,6 +16,7 @@ from bench.layer_latency import layer_latencies
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
+from compress.int8_choice import FASTER
 from compress.int8_layouts import fast_layout
 from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
@@ -103,7 +104,7 @@ def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel]
     """Return the function that measures the second file's speedup over the first on ONNX Runtime, batch 1."""
 
     def measured(first: OnnxModel, second: OnnxModel) -> float:
-        return measure_pair(first, second, provider=provider, threads=threads, batch_size=1, precision=0.05).speedup
+        return measure_pair(first, second, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1).speedup
 
     return measured
 
@@ -219,7 +220,7 @@ def quantize_trained(
         try:
             return quantize_measured(whole, data, output, config, threads, progress, force=force)
         except GateMissedError as missed:
-            if missed.tried and not any(row["speedup"] and row["speedup"] > 1 for row in missed.tried):
+            if missed.tried and not any(row["speedup"] and row["speedup"] >= FASTER for row in missed.tried):
                 raise
             logger.info("%s: %s; training for %d epochs", model.name, missed, training.epochs)
         workspace = partial_folder(output)
