@@ -104,7 +104,8 @@ def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel]
     """Return the function that measures the second file's speedup over the first on ONNX Runtime, batch 1."""
 
     def measured(first: OnnxModel, second: OnnxModel) -> float:
-        return measure_pair(first, second, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1).speedup
+        timed = measure_pair(first, second, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1)
+        return timed.speedup
 
     return measured
 
