@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -30,10 +31,15 @@ def _attention(
 ) -> Tensor:
     attention = functional.scaled_dot_product_attention
     if query.ndim <= 4:
-        return attention(query, key, value, attn_mask, *others, **named).contiguous()
+        return _contiguous(attention(query, key, value, attn_mask, *others, **named))
     leading = query.shape[:-3]
     if attn_mask is not None and attn_mask.ndim > 3:
         attn_mask = attn_mask.expand(*leading, *attn_mask.shape[-3:]).flatten(0, -4)
     query, key, value = (one.flatten(0, -4) for one in (query, key, value))
-    mixed = attention(query, key, value, attn_mask, *others, **named)
+    mixed = _contiguous(attention(query, key, value, attn_mask, *others, **named))
     return mixed.reshape(*leading, *mixed.shape[1:])
+
+
+def _contiguous(mixed: Tensor) -> Tensor:
+    """Copy: what is contiguous when it is traced need not be so once the exporter has replaced the kernel."""
+    return mixed.clone(memory_format=torch.contiguous_format)
