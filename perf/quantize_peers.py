@@ -78,7 +78,12 @@ def main() -> None:
         rows += _text_rows(given.text_model, load_data(given.text_data))
     result = measured_here(
         "quantize",
-        f"python perf/quantize_peers.py --data {Path(given.data).name} --weights {Path(given.weights).name}",
+        f"python perf/quantize_peers.py --data {Path(given.data).name} --weights {Path(given.weights).name} --peers PEERS"
+        + (
+            f" --text-model {Path(given.text_model).name} --text-data {Path(given.text_data).name}"
+            if given.text_model
+            else ""
+        ),
         rows=rows,
         left_out=[one for _, missing, _ in found for one in missing],
         bars=[bar for _, _, bars in found for bar in bars],
@@ -216,13 +221,15 @@ def _bars(model: str, rows: list[dict[str, Any]], seconds: float | None) -> list
     fastest = max(others, key=lambda row: row["speedup"], default=None)
     bars = []
     if fastest:
-        apart = fastest["interval"] and ours["interval"] and fastest["interval"][0] > ours["interval"][1]
+        no_slower = ours["speedup"] >= fastest["speedup"] or (
+            fastest["interval"] and ours["interval"] and fastest["interval"][0] <= ours["interval"][1]
+        )
         bars.append(
             {
-                "name": f"{model}: ours over the fastest peer ({fastest['tool']})",
+                "name": f"{model}: ours over the fastest peer ({fastest['tool']}); kept where their intervals meet",
                 "value": ours["speedup"] / fastest["speedup"],
                 "limit": 1.0,
-                "ok": not apart,
+                "ok": bool(no_slower),
             }
         )
     if seconds is not None:
