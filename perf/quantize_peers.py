@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from peer_quantizers import PEERS
 from results_file import bars_table, markdown_table, measured_here, page, publish
@@ -34,7 +35,7 @@ from core.data import Data, batches, spread
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
-from core.onnx_model import OnnxModel, open_onnx
+from core.onnx_model import OnnxModel, explain, open_onnx
 from core.predict import preprocessing_of
 from core.sequence_length import with_sequence_length
 from export.to_onnx import ExportConfig, export
@@ -111,7 +112,7 @@ def _measured(
         np.save(folder / "inputs.npy", _calibration(whole, data))
         for peer in PEERS:
             _say(f"{name}: {peer}")
-            made, reason = _quantized_by(peer, folder, peers)
+            made, reason = _quantized_by(peer, whole, folder, peers)
             files |= {peer: made} if made else {}
             left_out += [] if made else [{"model": name, "peer": peer, "why": reason}]
         _say(f"{name}: timing {len(files)} files")
@@ -155,8 +156,8 @@ def _calibration(model: OnnxModel, data: Data) -> np.ndarray:
     return torch.cat([inputs for (inputs,), _ in batches(sample, preprocessing_of(model, data), 64)]).numpy()
 
 
-def _quantized_by(peer: str, folder: Path, peers: Path) -> tuple[OnnxModel | None, str]:
-    """Return the file a peer makes, or None and why there is none."""
+def _quantized_by(peer: str, whole: OnnxModel, folder: Path, peers: Path) -> tuple[OnnxModel | None, str]:
+    """Return the file a peer makes, told how its input is made, which some forget; or None and why there is none."""
     output = folder / f"{''.join(letter for letter in peer if letter.isalnum())}.onnx"
     try:
         python = _environment(peer, peers)
@@ -175,6 +176,10 @@ def _quantized_by(peer: str, folder: Path, peers: Path) -> tuple[OnnxModel | Non
         lines = done.stderr.strip().splitlines() or ["it ended without a file"]
         return None, lines[-1][:200]
     try:
+        proto = onnx.load(output)
+        declared, reads = whole.declared, whole.preprocessing
+        explain(proto, history=(), inputs=declared, preprocessing=reads, labels=whole.labels, returns=whole.returns)
+        onnx.save(proto, output)
         return open_onnx(output), ""
     except ToolError as error:
         return None, str(error)[:200]
