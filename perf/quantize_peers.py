@@ -1,12 +1,15 @@
 """Speed and accuracy of `quantize`'s int8 file beside those of the peers, in one interleaved run; and a text model's.
 
 Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safetensors --peers FOLDER
-    [--text-model CHECKPOINT --text-data sst2] [--json]
+    [--text-model CHECKPOINT --text-data sst2] [--models resnet56 ...] [--runs runs/quantize-peers] [--json]
 
 Three models: ResNet-56 on CIFAR-10 with its trained weights, and timm's resnet18 and tf_efficientnet_lite0 at 224
 pixels with random ones, of which only the speed and the agreement with float32 mean something. Every tool is given the
 same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
 cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
+
+A model that was measured into the folder of --runs with the same packages is not measured again. --models measures
+some; of the others, what is there is listed.
 
 A text model, fine-tuned before, is quantized in every way there is for it, and timed on texts of 32 tokens.
 
@@ -15,11 +18,14 @@ ResNet-56 loses more than 0.2 points on the test split, or when quantizing it ta
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +33,19 @@ import numpy as np
 import onnx
 import torch
 from peer_quantizers import PEERS
-from results_file import bars_table, markdown_table, measured_here, page, publish
+from results_file import bars_table, commit, markdown_table, measured_here, page, publish
 
 from bench.compare import BenchConfig, BenchRow, bench
 from compress.quantize_config import QuantizeConfig
 from core.data import Data, batches, spread
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.machine import package_versions
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, explain, open_onnx
 from core.predict import preprocessing_of
 from core.sequence_length import with_sequence_length
+from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export
 from stages import quantize_measured
 
@@ -55,6 +63,10 @@ PEER_SECONDS = 1800
 TIMING = BenchConfig(threads=1, iterations=700, rounds=20, max_rounds=40, max_seconds=900.0)
 
 
+Measured = tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]]
+"""A model's rows, the peers that are left out with why, and its bars."""
+
+
 def main() -> None:
     """Measure, write docs/results/quantize.{json,md}, and exit with the verdict."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -64,26 +76,35 @@ def main() -> None:
     parser.add_argument("--text-model", help="checkpoint of a fine-tuned text model")
     parser.add_argument("--text-data", help="what it was fine-tuned on")
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/quantize-peers"))
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     try:
         data = load_data(given.data)
-        found = [
-            _measured(name, MODELS[name].format(weights=given.weights), data, given.peers) for name in given.models
-        ]
+        found = []
+        for name in MODELS:
+            reference = MODELS[name].format(weights=given.weights)
+            found += _once(
+                given.runs / name, name in given.models, partial(_measured, name, reference, data, given.peers)
+            )
+        if given.text_model:
+            texts = load_data(given.text_data)
+            found += _once(given.runs / "text", True, partial(_text, given.text_model, texts))
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     command = f"--data {Path(given.data).name} --weights {Path(given.weights).name} --peers PEERS"
     if given.text_model:
-        found.append((*_text_rows(given.text_model, load_data(given.text_data)), []))
         command += f" --text-model {Path(given.text_model).name} --text-data {Path(given.text_data).name}"
     result = measured_here(
         "quantize",
         f"python perf/quantize_peers.py {command}",
         rows=[row for rows, _, _ in found for row in rows],
         left_out=[one for _, missing, _ in found for one in missing],
-        bars=[bar for _, _, bars in found for bar in bars],
+        bars=[
+            *(bar for _, _, bars in found for bar in bars),
+            {"name": "models", "value": len(found), "limit": len(MODELS) + 1, "ok": len(found) == len(MODELS) + 1},
+        ],
     )
     publish(result, _markdown(result), as_json=given.json)
 
@@ -95,9 +116,21 @@ MODELS = {
 }
 
 
-def _measured(
-    name: str, reference: str, data: Data, peers: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]]:
+def _once(folder: Path, wanted: bool, measure: Callable[[], Measured]) -> list[Measured]:
+    """Return what a folder holds, measured into it if need be and wanted; nothing where neither is so."""
+    note = folder / "measured.json"
+    noted = json.loads(note.read_text()) if note.exists() else {}
+    if noted.get("versions") == package_versions():
+        return [noted["found"]]
+    if not wanted:
+        return []
+    found = measure()
+    with whole_file(note) as part:
+        part.write_text(json.dumps({"versions": package_versions(), "commit": commit(), "found": found}))
+    return [found]
+
+
+def _measured(name: str, reference: str, data: Data, peers: Path) -> Measured:
     """Return a model's rows, the peers that are left out, and its bars."""
     is_trained = name == "resnet56"
     with tempfile.TemporaryDirectory() as scratch:
@@ -129,7 +162,7 @@ TEXT_FORMS: dict[str, dict[str, Any]] = {
 TEXT, TEXT_TOKENS = "MiniLM on SST-2", 32
 
 
-def _text_rows(checkpoint: str, data: Data) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+def _text(checkpoint: str, data: Data) -> Measured:
     """Return the rows of a text model, float32, what is chosen and each form by itself, and what could not be made."""
     left_out = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -147,7 +180,7 @@ def _text_rows(checkpoint: str, data: Data) -> tuple[list[dict[str, Any]], list[
                 left_out.append({"model": TEXT, "peer": name, "why": str(error)})
         shorter = [with_sequence_length(file, TEXT_TOKENS) for file in files.values()]
         report = bench(shorter, [TIMING], data)
-    return [_row(TEXT, tool, row, True) for tool, row in zip(files, report.rows, strict=True)], left_out
+    return [_row(TEXT, tool, row, True) for tool, row in zip(files, report.rows, strict=True)], left_out, []
 
 
 def _calibration(model: OnnxModel, data: Data) -> np.ndarray:
