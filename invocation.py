@@ -1,5 +1,6 @@
 """What every command has in common: how it begins, how its report is shown, and what its errors become."""
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ class Cli(click.Group):
                     click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
                     sys.stdout.flush()
                     os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    error = ToolError(f"cannot write what there is to show: {error.strerror}")
                 if not isinstance(error, ToolError):
                     raise
                 click.echo(f"Error: {error}", err=True)

@@ -124,7 +124,7 @@ def _fields_table(report: Any) -> Any:
     table = _table("", "")
     table.show_header = False
     for name, value in report.model_dump().items():
-        if name not in ("format_version", "metrics", "tried") and value is not None:
+        if name not in ("format_version", "metrics", "tried") and value not in (None, (), [], {}, ""):
             table.add_row(name, _cell(value))
     return table
 
@@ -133,7 +133,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items())
+        said = {key: item for key, item in value.items() if item not in (None, (), [], {}, "")}
+        return ", ".join(f"{key} {_cell(item)}" for key, item in said.items())
     if isinstance(value, (list, tuple)):
         separator = "\n" if value and isinstance(value[0], dict) else ", "
         return separator.join(_cell(item) for item in value)

@@ -184,7 +184,9 @@ def _step(module: nn.Module, model: TorchModel, settings: CutSettings, original:
         for layer, ratio in more.get("pruning_ratio_dict", {}).items():  # the library takes only kinds it knows
             pruner._layer_to_scope.setdefault(layer, (f"own {id(layer)}", [layer]))
             pruner.pruning_ratio_dict.setdefault(layer, pruner.iterative_pruning_ratio_scheduler(ratio, 1))
-        pruner.step()
+        for group in pruner.step(interactive=True):
+            if len(group):  # a low ratio may leave a group with nothing to take
+                group.prune()
         fit_splits(pruner.DG.splits)
         heads = dict(pruner.num_heads)
     fit_attention(original, module, heads, lambda whole: whole(*example_inputs(model, 2)))

@@ -131,6 +131,14 @@ def train(
         _iterate_full_batch(run)
     else:
         _iterate_epochs(run)
+    if state.best_accuracy < initial_accuracy:
+        logger.warning(
+            "the best epoch's validation accuracy is %.2f %%, below the %.2f %% that training started from; lower "
+            "--lr (it is %g) or train for longer",
+            state.best_accuracy,
+            initial_accuracy,
+            config.lr,
+        )
     trained = copy.deepcopy(student.module)
     trained.load_state_dict(state.best_weights)
     rates = [entry["samples_per_second"] for entry in state.metrics]

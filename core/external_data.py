@@ -10,7 +10,7 @@ import onnx
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from core.errors import ToolError
-from core.whole_output import refuse_overwrite, whole_files
+from core.whole_output import refuse_overwrite, require_name, whole_files
 
 SUFFIX = ".data"
 PROTOBUF_LIMIT_BYTES = 2_000_000_000  # 2 GiB less room for the graph itself
@@ -37,6 +37,7 @@ def data_file(path: Path) -> Path:
 
 def refuse_overwrite_onnx(path: Path, *, force: bool) -> None:
     """Raise `ToolError` when the file or its weights stand there and `force` does not allow replacing them."""
+    require_name(path)
     for one in (path, data_file(path)):
         refuse_overwrite(one, force=force)
 

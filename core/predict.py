@@ -1,7 +1,7 @@
 """One way to get outputs out of either carrier, and the checks that two models can be compared on one input."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -153,7 +153,7 @@ def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
             f"{model.name} has {len(model.labels)} classes, {data.reference} has {len(data.labels)}; "
             "the classes must be the same"
         )
-    if model.labels != data.labels and set(model.labels) == set(data.labels):
+    if _moved(model.labels, data.labels):
         raise ToolError(
             f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
             "labels would be matched wrongly"
@@ -222,11 +222,17 @@ def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> Non
             f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
             f"{len(student.labels)}; the classes must be the same"
         )
-    if teacher.labels and teacher.labels != student.labels and set(teacher.labels) == set(student.labels):
+    if _moved(teacher.labels, student.labels):
         raise ToolError(
             f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
             f"{student.labels}; logits would be matched wrongly"
         )
+
+
+def _moved(labels: Sequence[str], others: Sequence[str]) -> bool:
+    """Tell whether a class that both know stands in another place: others are numbered wrongly then, too."""
+    places = {name: place for place, name in enumerate(others)}
+    return any(places.get(name, place) != place for place, name in enumerate(labels))
 
 
 def _num_classes(model: TorchModel | OnnxModel) -> int | None:

@@ -23,7 +23,7 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
         ToolError: `path` exists and `force` is false, or the file system refuses (full, read-only, not permitted).
     """
     refuse_overwrite(path, force=force)
-    _require_name(path)
+    require_name(path)
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +46,7 @@ def whole_files(path: Path, suffix: str, *, force: bool = True) -> Iterator[Path
     beside = path.with_name(path.name + suffix) if path.name else path
     for one in (path, beside):
         refuse_overwrite(one, force=force)
-    _require_name(path)
+    require_name(path)
     folder = path.with_name(f".{path.name}.part")
     part, part_beside = folder / path.name, folder / beside.name
     with _explained(path):
@@ -68,7 +68,7 @@ def whole_files(path: Path, suffix: str, *, force: bool = True) -> Iterator[Path
 def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
     """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete."""
     refuse_overwrite(path, force=force)
-    _require_name(path)
+    require_name(path)
     part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
     with _explained(path):
         shutil.rmtree(part, ignore_errors=True)
@@ -88,7 +88,8 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _require_name(path: Path) -> None:
+def require_name(path: Path) -> None:
+    """Raise `ToolError` where a path names no file or folder that could be replaced."""
     if not path.name:
         raise ToolError(f"{str(path)!r} cannot be replaced; name a file or folder inside it")
 

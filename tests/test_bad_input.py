@@ -48,6 +48,7 @@ BAD_INPUT = {
         ["prune", "checkpoint", "--pruning-ratio", "0.5", "-o", ".", "--force"],
         "holds something else than a checkpoint",
     ),
+    "no output": (["export", "checkpoint", "-o", ""], "cannot be replaced; name a file or folder inside it"),
     "a folder as recipe": (["run", "checkpoint"], "checkpoint is a folder; name a recipe in it"),
     "a misspelt setting": (
         ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--set", "ema_decy=0.9"],
@@ -254,3 +255,13 @@ def test_a_disk_that_fills_is_one_clear_line(
     assert "free on" in last
     assert not (tmp_path / arguments[-1]).exists()
     assert not list(tmp_path.rglob(".*.part*"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_report_that_cannot_be_shown_is_one_line(exported: OnnxModel) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "cli", "inspect", str(exported.path)]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert "Error: cannot write what there is to show: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -69,6 +69,10 @@ def test_an_ignored_module_stays_whole(trained: TorchModel) -> None:
     assert widths(result.model)["3.conv1"] == 16
 
 
+def test_a_ratio_that_leaves_some_layers_nothing_to_lose_is_met(trained: TorchModel) -> None:
+    assert 1.05 <= prune(trained, PruneConfig(macs_ratio=1.05)).report.macs_ratio < 1.2
+
+
 @pytest.mark.parametrize("ratio", [1.5, 3.0])
 def test_a_macs_target_is_met_and_not_far_overshot(trained: TorchModel, ratio: float) -> None:
     report = prune(trained, PruneConfig(macs_ratio=ratio)).report

@@ -221,3 +221,12 @@ def test_parts_hold_two_samples_at_least(tiny: str, few_digits: Data) -> None:
     three = dataclasses.replace(few_digits, train=few_digits.train.take(torch.arange(3)))
     model = load_torch_model(f"{tiny}:cnn", few_digits)
     assert np.isfinite(losses(model, three, accumulation_steps=4)).all()
+
+
+def test_a_run_that_ends_below_where_it_began_says_so(trained, few_digits, caplog: pytest.LogCaptureFixture) -> None:
+    config = FinetuneConfig(epochs=1, batch_size=64, lr=1e3, precision="float32", compile=False)
+    with caplog.at_level("WARNING"):
+        report = finetune(trained, few_digits, config).report
+    assert report.validation_accuracy < report.initial_accuracy
+    assert "below the" in caplog.text
+    assert "lower --lr (it is 1000)" in caplog.text

@@ -151,3 +151,11 @@ def test_a_teacher_that_orders_its_classes_otherwise_is_refused(mlp: TorchModel,
     for teacher in (replace(mlp, labels=("2", "0", "1")), with_labels(linear_onnx(), ("2", "0", "1"))):
         with pytest.raises(ToolError, match=r"orders its classes \('2', '0', '1'\), .*would be matched wrongly"):
             check_same_task(mlp, teacher)
+
+
+def test_classes_that_one_renamed_class_has_moved_are_refused(mlp: TorchModel, linear_onnx: MakeOnnx) -> None:
+    for labels in (("00", "0", "2"), ("1", "x", "2")):
+        with pytest.raises(ToolError, match="logits would be matched wrongly"):
+            check_same_task(mlp, with_labels(linear_onnx(), labels))
+    check_same_task(mlp, with_labels(linear_onnx(), ("zero", "one", "two")))
+    check_same_task(mlp, with_labels(linear_onnx(), ("0", "one", "2")))
