@@ -434,8 +434,11 @@ def bench(
         from bench.regression import compare_reports, load_report, require_no_regression
         from core.data_reference import load_data
         from core.model_reference import load_model, load_torch_model
+        from core.whole_output import require_writable
 
         before = load_report(old) if old else None
+        if html:
+            require_writable(html)
         loaded = load_data(data) if data else None
         extras = ExtrasConfig(**{name: options.pop(name) for name in ("corruptions", "attack", "scenarios", "slo_ms")})
         source = load_torch_model(attack_source, loaded) if attack_source else None

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PLAIN_LINE_SECONDS = 10.0
+ANY_WIDTH = 10_000
 OUR_LOGGERS = ("recipe", "runner", "stages", "run_folder", "core", "compress", "export", "bench")
 
 
@@ -54,21 +55,38 @@ def show_report(report: Any) -> None:
     else:
         console.print(_fields_table(report))
         if getattr(report, "tried", ()):
-            console.print(_rows_table([one.model_dump() for one in report.tried]))
+            _print_dumps(console, [one.model_dump() for one in report.tried])
 
 
 def show_tried(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print, on stderr, what was tried before a limit was missed."""
     from rich.console import Console
 
-    Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(_rows_table(rows))
+    _print_dumps(Console(stderr=True, width=None if sys.stderr.isatty() else 140), rows)
 
 
-def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Any:
-    table = _table(*(name.replace("_", " ") for name in rows[0]))
+def _print_dumps(console: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    cells = [["" if value is None else _cell(value) for value in row.values()] for row in rows]
+    print_rows(console, [name.replace("_", " ") for name in rows[0]], cells)
+
+
+def print_rows(console: Any, header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """Print rows as a table, or below one another where the console is too narrow for it."""
+    table = _table(*header)
+    table.caption = title or None
     for row in rows:
-        table.add_row(*("" if value is None else _cell(value) for value in row.values()))
-    return table
+        table.add_row(*row)
+    if console.measure(table, options=console.options.update(width=ANY_WIDTH)).maximum <= console.width:
+        console.print(table)
+        return
+    console.print(title, style="italic")
+    for row in rows:
+        block = _table("", "")
+        block.show_header = False
+        for name, cell in zip(header, row, strict=True):
+            if cell:
+                block.add_row(name, cell)
+        console.print(block)
 
 
 def _print_bench(console: Any, report: Any) -> None:
@@ -79,11 +97,7 @@ def _print_bench(console: Any, report: Any) -> None:
     extra = extra_tables(report) if isinstance(report, FullReport) else []
     compared = [regression_table(report.regression)] if isinstance(report, ComparedReport) else []
     for text in [*bench_tables(report), *extra, *compared]:
-        table = _table(*text.header)
-        table.caption = text.title
-        for row in text.rows:
-            table.add_row(*row)
-        console.print(table)
+        print_rows(console, text.header, text.rows, text.title)
     for remark in bench_remarks(report):
         console.print(remark)
     for missed in report.regression.not_compared if isinstance(report, ComparedReport) else ():

@@ -20,7 +20,7 @@ from core.errors import require
 from core.history import Step
 from core.machine import Machine, available_cores, package_versions, this_machine
 from core.onnx_model import OnnxModel
-from core.predict import predict
+from core.predict import check_reads, predict
 from core.progress import Progress, no_progress
 from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
@@ -162,6 +162,10 @@ def bench(
         ToolError: A model cannot run in a setting, or cannot read the data; or a sequence length is asked for that it
             cannot have.
     """
+    if data:  # before the timing, which may take minutes
+        data.split(settings[0].split)
+        for model in models:
+            check_reads(model, data)
     length = settings[0].sequence_length
     models = [with_sequence_length(model, length) for model in models] if length is not None else models
     entries = _entries(models, settings[0].torch_modes)

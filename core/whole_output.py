@@ -1,5 +1,6 @@
 """Every output is whole or absent: written beside its place, then moved onto it."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,11 +25,9 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
     """
     refuse_overwrite(path, force=force)
     require_name(path)
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
+    part = _part_of(path)
+    require_writable(path)
     with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()  # what cannot be written is to fail before the work
-        part.unlink()
         try:
             yield part
             part.replace(path)
@@ -86,6 +85,21 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
             _remove(old)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def require_writable(path: Path) -> None:
+    """Raise `ToolError` where no file can be written at a path: to be asked before the work that is to fill it."""
+    part = _part_of(path)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        part.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.part{path.suffix}")
 
 
 def require_name(path: Path) -> None:

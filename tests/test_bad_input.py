@@ -38,6 +38,10 @@ BAD_INPUT = {
         ["finetune", "checkpoint", "--data", "two.npz", "-o", "x"],
         "cnn has 10 classes, two.npz has 2; the classes must be the same",
     ),
+    "a report that cannot be written": (
+        ["bench", "model.onnx", "--report", "checkpoint"],
+        "cannot write checkpoint: Is a",
+    ),
     "another order of classes": (["bench", "model.onnx", "--data", "order.npz"], "labels would be matched wrongly"),
     "rows for a model of images": (["finetune", "checkpoint", "--data", "rows.npz", "-o", "x"], "takes images"),
     "somebody's folder as output": (
