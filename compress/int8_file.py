@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir
-from onnx_ir.passes.common import LiftConstantsToInitializersPass
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -44,10 +42,20 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
     """Write a file as calibrating and quantizing need it: all types inferred, weights in Constant nodes lifted."""
     prepared = folder / "prepared.onnx"
-    lifted = onnx_ir.from_proto(proto)
-    LiftConstantsToInitializersPass()(lifted)
-    quant_pre_process(onnx_ir.to_proto(lifted), str(prepared), skip_optimization=True, skip_symbolic_shape=True)
+    lifted = onnx.ModelProto()
+    lifted.CopyFrom(proto)
+    _lift_constants(lifted.graph)
+    quant_pre_process(lifted, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
     return prepared
+
+
+def _lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn Constant nodes into initializers, in place; onnx-ir's pass also notes shapes, which rewriting falsifies."""
+    for node in [one for one in graph.node if one.op_type == "Constant" and one.attribute[0].name == "value"]:
+        weight = graph.initializer.add()
+        weight.CopyFrom(node.attribute[0].t)
+        weight.name = node.output[0]
+        graph.node.remove(node)
 
 
 def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, in_float: Sequence[str]) -> None:

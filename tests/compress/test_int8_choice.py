@@ -136,7 +136,7 @@ def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digi
 def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     test = digits.split("test")
     bright = test.samples.fetch(test.indices.tolist(), exported.preprocessing)[0].numpy()[:, 0]
-    arrays = {"x_train": bright // 25, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
+    arrays = {"x_train": bright // 60, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
     np.savez(tmp_path / "dark.npz", **arrays)  # what calibrates is darker by far than what is scored
     clock = by_form(channel=2.0, tensor=2.0, qoperator=2.0, products=2.0)
     with pytest.raises(
