@@ -133,16 +133,27 @@ def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digi
     assert {row["verdict"] for row in caught.value.tried if row["speedup"]} == {"not faster than float32"}
 
 
-def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    test = digits.split("test")
-    bright = test.samples.fetch(test.indices.tolist(), exported.preprocessing)[0].numpy()[:, 0]
-    arrays = {"x_train": bright // 60, "x_val": bright, "y_train": test.targets, "y_val": test.targets}
-    np.savez(tmp_path / "dark.npz", **arrays)  # what calibrates is darker by far than what is scored
-    clock = by_form(channel=2.0, tensor=2.0, qoperator=2.0, products=2.0)
-    with pytest.raises(
-        GateMissedError, match=r"keeps accuracy within 1 points: .*loses \d+\.\d+, most of it in node_\w+; calib"
-    ) as caught:
-        quantized(exported, load_data(str(tmp_path / "dark.npz")), tmp_path, clock)
+def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data) -> None:
+    with (
+        source_of(exported, digits) as source,
+        pytest.raises(
+            GateMissedError, match=r"keeps accuracy within 1 points: .*loses 9\.00, most of it in node_\w+; calib"
+        ) as caught,
+    ):
+        choose(
+            layouts_worth_trying("cpu"),
+            Trial(
+                write=source.write,
+                measure_speedup=lambda _: 2.0,
+                drop_of=lambda _: 9.0,
+                folder=source.folder,
+                max_drop=1.0,
+                progress=no_progress,
+                treatments=source.treatments,
+            ),
+            QuantizeConfig().methods,
+            source.sensitivity,
+        )
     tried = [row for row in caught.value.tried if row["drop"] is not None]
     assert {row["verdict"] for row in tried} == {"loses more than 1 points"}
     forms = [row["form"] for row in tried]
