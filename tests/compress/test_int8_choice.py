@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
 from onnxruntime import InferenceSession
@@ -17,7 +16,6 @@ from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from compress.quantize_source import QuantizeSource, quantize_source
 from core.data import Data
-from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
