@@ -10,6 +10,7 @@ from typing import Any
 
 PLAIN_LINE_SECONDS = 10.0
 ANY_WIDTH = 10_000
+NOTHING: tuple[Any, ...] = (None, (), [], {}, "")  # what a report need not be shown to hold
 OUR_LOGGERS = ("recipe", "runner", "stages", "run_folder", "core", "compress", "export", "bench")
 
 
@@ -79,7 +80,8 @@ def print_rows(console: Any, header: Sequence[str], rows: Sequence[Sequence[str]
     if console.measure(table, options=console.options.update(width=ANY_WIDTH)).maximum <= console.width:
         console.print(table)
         return
-    console.print(title, style="italic")
+    if title:
+        console.print(title, style="italic")
     for row in rows:
         block = _table("", "")
         block.show_header = False
@@ -138,7 +140,7 @@ def _fields_table(report: Any) -> Any:
     table = _table("", "")
     table.show_header = False
     for name, value in report.model_dump().items():
-        if name not in ("format_version", "metrics", "tried") and value not in (None, (), [], {}, ""):
+        if name not in ("format_version", "metrics", "tried") and value not in NOTHING:
             table.add_row(name, _cell(value))
     return table
 
@@ -147,7 +149,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        said = {key: item for key, item in value.items() if item not in (None, (), [], {}, "")}
+        said = {key: item for key, item in value.items() if item not in NOTHING}
         return ", ".join(f"{key} {_cell(item)}" for key, item in said.items())
     if isinstance(value, (list, tuple)):
         separator = "\n" if value and isinstance(value[0], dict) else ", "

@@ -24,9 +24,8 @@ def whole_file(path: Path, *, force: bool = True) -> Iterator[Path]:
         ToolError: `path` exists and `force` is false, or the file system refuses (full, read-only, not permitted).
     """
     refuse_overwrite(path, force=force)
-    require_name(path)
-    part = _part_of(path)
     require_writable(path)
+    part = _part_of(path)
     with _explained(path):
         try:
             yield part
@@ -89,6 +88,7 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
 
 def require_writable(path: Path) -> None:
     """Raise `ToolError` where no file can be written at a path: to be asked before the work that is to fill it."""
+    require_name(path)
     part = _part_of(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)

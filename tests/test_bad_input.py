@@ -42,6 +42,7 @@ BAD_INPUT = {
         ["bench", "model.onnx", "--report", "checkpoint"],
         "cannot write checkpoint: Is a",
     ),
+    "a report without a name": (["bench", "model.onnx", "--report", ""], "cannot be replaced; name a file"),
     "another order of classes": (["bench", "model.onnx", "--data", "order.npz"], "labels would be matched wrongly"),
     "rows for a model of images": (["finetune", "checkpoint", "--data", "rows.npz", "-o", "x"], "takes images"),
     "somebody's folder as output": (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -131,6 +132,21 @@ def test_what_is_as_fast_as_timing_tells_is_not_faster(exported: OnnxModel, digi
     assert {row["verdict"] for row in caught.value.tried if row["speedup"]} == {"not faster than float32"}
 
 
+def trial_of(
+    source: QuantizeSource, measure_speedup: Callable[[OnnxModel], float], drop_of: Callable[[OnnxModel], float]
+) -> Trial:
+    """What forms of a source are put through, within a point."""
+    return Trial(
+        write=source.write,
+        measure_speedup=measure_speedup,
+        drop_of=drop_of,
+        folder=source.folder,
+        max_drop=1.0,
+        progress=no_progress,
+        treatments=source.treatments,
+    )
+
+
 def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data) -> None:
     with (
         source_of(exported, digits) as source,
@@ -140,15 +156,7 @@ def test_what_loses_too_much_is_dropped(exported: OnnxModel, digits: Data) -> No
     ):
         choose(
             layouts_worth_trying("cpu"),
-            Trial(
-                write=source.write,
-                measure_speedup=lambda _: 2.0,
-                drop_of=lambda _: 9.0,
-                folder=source.folder,
-                max_drop=1.0,
-                progress=no_progress,
-                treatments=source.treatments,
-            ),
+            trial_of(source, lambda _: 2.0, lambda _: 9.0),
             QuantizeConfig().methods,
             source.sensitivity,
         )
@@ -205,14 +213,10 @@ def test_a_layer_stays_in_float_in_any_form_that_is_faster(
     with source_of(model, ring) as source:
         made = choose(
             layouts_worth_trying("cpu", None, ["Gemm"]),
-            Trial(
-                write=source.write,
-                measure_speedup=lambda candidate: speedups.get(candidate.path.stem, 2.0),
-                drop_of=lambda candidate: 0.0 if candidate.path.stem.startswith("float") else 9.0,
-                folder=source.folder,
-                max_drop=1.0,
-                progress=no_progress,
-                treatments=source.treatments,
+            trial_of(
+                source,
+                lambda candidate: speedups.get(candidate.path.stem, 2.0),
+                lambda candidate: 0.0 if candidate.path.stem.startswith("float") else 9.0,
             ),
             ("minmax", "mse"),
             source.sensitivity,
@@ -225,14 +229,7 @@ def test_a_layer_stays_in_float_in_any_form_that_is_faster(
 
 def test_where_no_layer_is_known_the_gate_is_missed_as_ever(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
     with source_of(exported, digits) as source:
-        trial = Trial(
-            write=source.write,
-            measure_speedup=lambda _: 2.0,
-            drop_of=lambda _: 9.0,
-            folder=source.folder,
-            max_drop=1.0,
-            progress=no_progress,
-        )
+        trial = replace(trial_of(source, lambda _: 2.0, lambda _: 9.0), treatments=())
         with pytest.raises(GateMissedError, match=r"runs at 2\.00x and loses 9\.00; calibrate on samples"):
             choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: ())
 
