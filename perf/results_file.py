@@ -54,10 +54,10 @@ def commit() -> str:
     return sha + (" with uncommitted changes" if dirty else "")
 
 
-def page(title: str, result: dict[str, Any], *parts: str) -> str:
+def page(title: str, result: dict[str, Any], *parts: str, level: int = 1) -> str:
     """Return a result as Markdown: its title, by what it was made, the parts, and where it was measured."""
     made_by = f"Made by `{result['command']}` at commit {result['commit']}; do not edit."
-    return "\n".join([f"# {title}\n", f"{made_by}\n", *parts, _where(result)])
+    return "\n".join([f"{'#' * level} {title}\n", f"{made_by}\n", *parts, _where(result)])
 
 
 def bars_table(bars: Sequence[dict[str, Any]]) -> str:
@@ -83,7 +83,8 @@ def _where(result: dict[str, Any]) -> str:
     """Say on which machine and with which packages a result was measured."""
     machine = result["machine"]
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, int8 instructions {', '.join(machine['int8_instructions'])}, "
+        f"{machine['cpu']}, {machine['cores']} cores, int8 instructions "
+        f"{', '.join(machine['int8_instructions']) or 'none'}, "
         f"GPU {machine['gpu'] or 'none'}, {machine['system']}, Python {machine['python']}.\n\n"
         + ", ".join(f"{package} {version}" for package, version in result["versions"].items())
         + ".\n"
