@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.compare import bench
-from bench.latency import measure_pair
+from bench.latency import measure_against
 from bench.layer_latency import layer_latencies
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
@@ -85,8 +85,9 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
             return files[digest]
 
         def models(first: TorchModel, second: TorchModel) -> Timed:
-            pair = exported(first), exported(second)
-            return measure_pair(*pair, provider=provider, threads=threads, batch_size=batch_size)
+            files = exported(first), [exported(second)]
+            [timed] = measure_against(*files, provider=provider, threads=threads, batch_size=batch_size)
+            return timed
 
         def layers(shapes: Sequence[LayerShape]) -> list[float]:
             return layer_latencies(
@@ -100,12 +101,12 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
         yield Measuring(models, layers)
 
 
-def onnx_speedup(provider: str, threads: int) -> Callable[[OnnxModel, OnnxModel], float]:
-    """Return the function that measures the second file's speedup over the first on ONNX Runtime, batch 1."""
+def onnx_speedups(provider: str, threads: int) -> Callable[[OnnxModel, Sequence[OnnxModel]], list[float]]:
+    """Return the function that measures the speedups of files over a first on ONNX Runtime, batch 1, side by side."""
 
-    def measured(first: OnnxModel, second: OnnxModel) -> float:
-        timed = measure_pair(first, second, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1)
-        return timed.speedup
+    def measured(first: OnnxModel, others: Sequence[OnnxModel]) -> list[float]:
+        timed = measure_against(first, others, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1)
+        return [one.speedup for one in timed]
 
     return measured
 
@@ -184,7 +185,7 @@ def quantize_measured(
         config,
         baseline=baseline,
         verify=verify_on(data, VerifyConfig(provider=config.provider, threads=threads)),
-        measure_speedup=onnx_speedup(config.provider, threads),
+        measure_speedups=onnx_speedups(config.provider, threads),
         progress=progress,
         force=force,
     )

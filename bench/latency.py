@@ -224,24 +224,24 @@ def round_spread(rounds_ms: Sequence[FloatArray]) -> float:
     return float(np.median(np.abs(medians / np.median(medians) - 1)))
 
 
-def measure_pair(
+def measure_against(
     baseline: OnnxModel,
-    candidate: OnnxModel,
+    candidates: Sequence[OnnxModel],
     *,
     provider: str,
     threads: int,
     batch_size: int,
     precision: float = 0.015,
-) -> Timed:
-    """Time two models in interleaved runs, until their ratio is known to the precision or 20 rounds are over.
+) -> list[Timed]:
+    """Time models in the same rounds as a first, until their ratios are known to the precision or 20 rounds are over.
 
     Raises:
         ToolError: A model cannot run there.
     """
-    opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, candidate)]
-    found = measure(opens, TimingConfig(iterations=400, rounds=10, max_rounds=20, precision=precision, max_seconds=60))
-    first, second = (_p50_ms(one) for one in found.rounds_ms)
-    return Timed(first, second, speedup(*found.rounds_ms).ratio)
+    opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, *candidates)]
+    config = TimingConfig(iterations=400, rounds=10, max_rounds=20, precision=precision, max_seconds=30.0 * len(opens))
+    first, *others = measure(opens, config).rounds_ms
+    return [Timed(_p50_ms(first), _p50_ms(one), speedup(first, one).ratio) for one in others]
 
 
 def _turns(run_ms: Sequence[float], config: TimingConfig, num_rounds: int, pace: _Pace) -> tuple[int, list[int]]:

@@ -1,4 +1,4 @@
-"""Which form of int8 serves here: each is written, timed against float32 and scored; the fastest that fits is kept.
+"""Which form of int8 serves here: all are written, scored and timed beside float32; the fastest that fits is kept.
 
 Where what is fast loses too much, the ranges are found in other ways, then the graph is equalized and its biases
 corrected, and then the fewest layers go back to float.
@@ -79,7 +79,7 @@ class Trial:
 
     Attributes:
         write: Writes a form to a file.
-        measure_speedup: Speedup of a file over float32.
+        measure_speedups: Speedups of files over float32, timed in the same rounds.
         drop_of: Points of accuracy that a file loses.
         folder: Where the files go.
         max_drop: Points that may be lost.
@@ -88,7 +88,7 @@ class Trial:
     """
 
     write: Callable[[Form, Path], None]
-    measure_speedup: Callable[[OnnxModel], float]
+    measure_speedups: Callable[[Sequence[OnnxModel]], Sequence[float]]
     drop_of: Callable[[OnnxModel], float]
     folder: Path
     max_drop: float
@@ -140,12 +140,13 @@ def choose(
     Raises:
         GateMissedError: None is faster than float32, or none that is keeps its accuracy.
     """
-    found: list[_Measured] = []
+    scored: list[_Measured] = []
     tried: list[Tried] = []
     for index, layout in enumerate(layouts):
-        one = _measured(Form(layout, methods[0]), trial, f"layout{index}", tried)
-        found += [one] if one else []
+        one = _scored(Form(layout, methods[0]), trial, f"layout{index}", tried)
+        scored += [one] if one else []
         trial.progress("choose", index + 1, len(layouts), "forms")
+    found = _timed(scored, trial)
     faster = [one for one in found if one.is_faster]
     best = _fastest([one for one in faster if one.drop <= trial.max_drop])
     whole = [one for one in faster if one.form.layout.form != "qoperator"]  # a node let out reads what is not rounded
@@ -195,14 +196,14 @@ def _rescued(
     """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
     methods = () if layout.form == "dynamic" else methods  # whose ranges are found when it runs
-    ranged = [_measured(Form(layout, method), trial, method, tried, timed=False) for method in methods]
+    ranged = [_scored(Form(layout, method), trial, method, tried) for method in methods]
     others = [one for one in ranged if one]
     nearest = min([fastest, *others], key=lambda one: one.drop)
     for treatment in trial.treatments:
         if nearest.drop <= trial.max_drop:
             break
         treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
-        one = _measured(treated, trial, treatment.replace(" ", "-"), tried, timed=False)
+        one = _scored(treated, trial, treatment.replace(" ", "-"), tried)
         others += [one] if one else []
         nearest = min([nearest, *others], key=lambda one: one.drop)
     if nearest.drop <= trial.max_drop:
@@ -213,7 +214,7 @@ def _rescued(
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = replace(nearest.form, in_float=tuple(order[:count]))
-        one = _measured(form, trial, f"float{count}", tried, timed=False)
+        one = _scored(form, trial, f"float{count}", tried)
         if one and one.drop <= trial.max_drop:
             others += [serves] if serves else []
             high, serves = count, one
@@ -225,7 +226,7 @@ def _rescued(
 
 def _timed_last(others: list[_Measured], serves: _Measured, trial: Trial) -> tuple[list[_Measured], _Measured | None]:
     """Time what serves, which scoring does not tell, and return all, and it where it is still faster."""
-    timed = replace(serves, speedup=trial.measure_speedup(open_onnx(serves.path)))
+    [timed] = _timed([serves], trial)
     return [*others, timed], timed if timed.is_faster else None
 
 
@@ -233,10 +234,16 @@ def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
-def _measured(form: Form, trial: Trial, name: str, tried: list[Tried], *, timed: bool = True) -> _Measured | None:
-    """Write and score a form, and time it where that is worth it; note it as tried where it cannot be used."""
+def _timed(found: Sequence[_Measured], trial: Trial) -> list[_Measured]:
+    """Time what was scored, all side by side."""
+    speedups = trial.measure_speedups([open_onnx(one.path) for one in found]) if found else ()
+    return [replace(one, speedup=speedup) for one, speedup in zip(found, speedups, strict=True)]
+
+
+def _scored(form: Form, trial: Trial, name: str, tried: list[Tried]) -> _Measured | None:
+    """Write and score a form; note it as tried where it cannot be used."""
     try:
-        return _scored(form, trial, trial.folder / f"{name}.onnx", timed=timed)
+        return _written_and_scored(form, trial, trial.folder / f"{name}.onnx")
     except OSError:  # the disk is full, say: no form is to blame
         raise
     except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
@@ -248,12 +255,11 @@ def _measured(form: Form, trial: Trial, name: str, tried: list[Tried], *, timed:
         return None
 
 
-def _scored(form: Form, trial: Trial, path: Path, *, timed: bool) -> _Measured:
+def _written_and_scored(form: Form, trial: Trial, path: Path) -> _Measured:
     trial.write(form, path)
     if not multiplies_in_int8(read_proto(path).graph):
         raise ToolError("no product in it could be made int8")
-    candidate = open_onnx(path)
-    return _Measured(form, path, trial.measure_speedup(candidate) if timed else None, trial.drop_of(candidate))
+    return _Measured(form, path, None, trial.drop_of(open_onnx(path)))
 
 
 def _fastest(found: Sequence[_Measured]) -> _Measured | None:

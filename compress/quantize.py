@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,8 @@ from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
 
-MeasureSpeedup = Callable[[OnnxModel, OnnxModel], float]
-"""Speedup of the second file over the first, measured on ONNX Runtime."""
+MeasureSpeedups = Callable[[OnnxModel, Sequence[OnnxModel]], Sequence[float]]
+"""Speedups of files over a first, all measured on ONNX Runtime in the same rounds."""
 Verify = Callable[[OnnxModel, OnnxModel], Report]
 """Compares the second file with the first; raises `GateMissedError` when it is too far off."""
 
@@ -97,7 +97,7 @@ def quantize(
     *,
     baseline: OnnxModel | None = None,
     verify: Verify | None = None,
-    measure_speedup: MeasureSpeedup | None = None,
+    measure_speedups: MeasureSpeedups | None = None,
     progress: Progress = no_progress,
     force: bool = False,
 ) -> Result[OnnxModel, QuantizeReport]:
@@ -110,7 +110,7 @@ def quantize(
         config: How.
         baseline: What accuracy is lost against; None takes `model`.
         verify: Compares the result with `model`.
-        measure_speedup: Measures a file against `model`; without it nothing is measured, and so nothing chosen.
+        measure_speedups: Measures files against `model`; without it nothing is measured, and so nothing chosen.
         progress: Told of every calibration batch.
         force: Replace an existing file.
 
@@ -123,11 +123,11 @@ def quantize(
     trial = None
     with whole_file(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
-            if measure_speedup:
+            if measure_speedups:
                 _say_doubts(model, data, config)
                 trial = Trial(
                     write=source.write,
-                    measure_speedup=partial(measure_speedup, model),
+                    measure_speedups=partial(measure_speedups, model),
                     drop_of=drop_against(baseline or model, data, config.provider),
                     folder=source.folder,
                     max_drop=config.max_drop,
@@ -139,7 +139,7 @@ def quantize(
         _write_metadata(part, model, data, config, made)
         candidate = open_onnx(part, str(output))
         verified = verify(model, candidate) if verify else None
-        speedup = trial.measure_speedup(candidate) if trial and made.speedup is None else made.speedup
+        speedup = trial.measure_speedups([candidate])[0] if trial and made.speedup is None else made.speedup
     _warn(speedup, drop_without_vnni, config)
     done = open_onnx(output)
     static = made.form if made.form and made.form.layout.form != "dynamic" else None

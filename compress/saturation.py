@@ -78,11 +78,14 @@ def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             nodes.append(node)
             continue
         answer = node.output[0]
-        node.output[0] = f"{answer}/exact"
-        excess = _excess(product, answer, graph)
+        exact, excess = _exact(node, maker, constants, graph), _excess(product, answer, graph)
+        parts = [exact[-1].output[0], excess[-1].output[0]]
         if node.op_type == "MatMulInteger":
-            excess.append(helper.make_node("Cast", [excess[-1].output[0]], [f"{answer}/int32"], to=TensorProto.INT32))
-        nodes += [node, *excess, helper.make_node("Add", [node.output[0], excess[-1].output[0]], [answer])]
+            whole = helper.make_node("Add", parts, [f"{answer}/saturated"])
+            last = [whole, helper.make_node("Cast", [whole.output[0]], [answer], to=TensorProto.INT32)]
+        else:
+            last = [helper.make_node("Add", parts, [answer])]
+        nodes += [*exact, *excess, *last]
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
@@ -156,6 +159,35 @@ def _paired(
         output=output,
         first=2 * place,
     )
+
+
+def _exact(
+    node: onnx.NodeProto, maker: Mapping[str, onnx.NodeProto], constants: Constants, graph: onnx.GraphProto
+) -> list[onnx.NodeProto]:
+    """Return the nodes that make a product in float, the last of which makes it: this processor may saturate itself."""
+    answer = node.output[0]
+    nodes: list[onnx.NodeProto] = []
+    add = partial(_add, nodes, graph, f"{answer}/exact")
+    if node.op_type == "MatMulInteger":
+        codes = add("float", "Cast", [node.input[0]], to=TensorProto.FLOAT)
+        if len(node.input) > 2:  # A, B and their zero points
+            codes = add("centred", "Sub", [codes, add("zero", "Cast", [node.input[2]], to=TensorProto.FLOAT)])
+        add("product", "MatMul", [codes, _centred(*(constants[one] for one in (node.input[1], *node.input[3:])))])
+        return nodes
+    weights = maker[node.input[1]]
+    codes, scale, *zero = (constants[one] for one in weights.input)
+    axis = next((one.i for one in weights.attribute if one.name == "axis"), 1)
+    along = [-1 if number == axis else 1 for number in range(codes.ndim)] if scale.ndim else []
+    zeros = [one.reshape(along) for one in zero]
+    weight = _centred(codes, *zeros) * scale.reshape(along)
+    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    add("product", node.op_type, [node.input[0], weight, *node.input[2:]], **attributes)
+    return nodes
+
+
+def _centred(codes: NDArray[Any], *zero: NDArray[Any]) -> NDArray[np.float32]:
+    """Return codes less their zero point, where they have one."""
+    return sum((-one.astype(np.float32) for one in zero), codes.astype(np.float32))
 
 
 def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

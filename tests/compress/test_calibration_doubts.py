@@ -71,5 +71,5 @@ def test_too_few_samples_are_told(tmp_path: Path) -> None:
 
 def test_quantize_says_so(exported: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = QuantizeConfig(calibration_samples=8, form="qdq", max_drop=50.0)
-    quantize(exported, digits, tmp_path / "int8.onnx", config, measure_speedup=lambda *_: 2.0)
+    quantize(exported, digits, tmp_path / "int8.onnx", config, measure_speedups=lambda _, files: [2.0 for _ in files])
     assert "8 samples calibrate; the ranges found on so few may be too narrow" in caplog.text

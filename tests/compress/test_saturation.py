@@ -13,6 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from compress.int8_layouts import saturates
+from compress.quantize import quantize
+from compress.quantize_config import QuantizeConfig
 from compress.saturation import saturating
 from core.data import Data, batches
 from core.onnx_model import OnnxModel
@@ -108,7 +111,7 @@ def test_a_matrix_is_summed_in_pairs_of_sixteen_bits(name: str, signed: bool, tm
     expected = (np.rint(exact * (IN * WEIGHT / OUT)) + 128).clip(0, 255) - 128
     found = answers(saturating(proto), tmp_path) / OUT
     np.testing.assert_allclose(found, expected, atol=0.01)
-    assert not np.allclose(found, answers(proto, tmp_path) / OUT, atol=0.01)
+    assert np.allclose(found, answers(proto, tmp_path) / OUT, atol=0.01) == saturates("int8")
 
 
 def test_weights_of_seven_bits_cannot_saturate() -> None:
@@ -123,9 +126,24 @@ def test_depthwise_kernels_do_not_saturate(name: str) -> None:
     assert saturating(example(name)) is None
 
 
-@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="qemu-user is not installed")
-def test_an_emulated_processor_without_vnni_answers_alike(quantized: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    """Emulates Intel's Haswell of 2013, which has AVX2 and nothing later."""
+@pytest.mark.parametrize(
+    "processor",
+    [
+        pytest.param(
+            ["qemu-x86_64", "-cpu", "Haswell"],
+            marks=pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="qemu-user is not installed"),
+            id="Intel's Haswell of 2013, emulated",
+        ),
+        pytest.param(
+            [],
+            marks=pytest.mark.skipif(not saturates("int8"), reason="this processor's int8 multiply does not saturate"),
+            id="this one",
+        ),
+    ],
+)
+def test_a_processor_without_vnni_answers_alike(
+    exported: OnnxModel, digits: Data, tmp_path: Path, processor: list[str]
+) -> None:
     expected, files = {}, []
     for name, signed in itertools.product([*CONVOLUTIONS, *MATRICES], [False, True]):
         proto = example(name, signed)
@@ -134,10 +152,11 @@ def test_an_emulated_processor_without_vnni_answers_alike(quantized: OnnxModel, 
         onnx.save(proto, tmp_path / f"{key}.onnx")
         np.save(tmp_path / f"{key}.npy", samples(proto))
         files.append(key)
-    inputs = next(batches(digits.split("test"), quantized.preprocessing, 100))[0][0].numpy()
-    onnx.save(saturating(onnx.load(quantized.path)), tmp_path / "saturated.onnx")
+    inputs = next(batches(digits.split("test"), exported.preprocessing, 100))[0][0].numpy()
+    eight_bits = QuantizeConfig(activation_type="uint8", weight_type="int8", reduce_range=False)
+    quantize(exported, digits, tmp_path / "digits.onnx", eight_bits)
+    onnx.save(saturating(onnx.load(tmp_path / "digits.onnx")), tmp_path / "saturated.onnx")
     expected["digits"] = open_session(tmp_path / "saturated.onnx").run(None, {"input": inputs})[0]
-    shutil.copy(quantized.path, tmp_path / "digits.onnx")
     np.save(tmp_path / "digits.npy", inputs)
     files.append("digits")
     script = (
@@ -150,11 +169,16 @@ def test_an_emulated_processor_without_vnni_answers_alike(quantized: OnnxModel, 
     )
     packages = os.pathsep.join(path for path in sys.path if "site-packages" in path)
     subprocess.run(
-        ["qemu-x86_64", "-cpu", "Haswell", os.path.realpath(sys.executable), "-c", script, *files],
+        [*processor, os.path.realpath(sys.executable), "-c", script, *files],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": packages, "OPENBLAS_NUM_THREADS": "1"},
         check=True,
         stderr=subprocess.DEVNULL,
     )
-    wrong = {key for key in files if not np.allclose(np.load(tmp_path / f"{key}.out.npy"), expected[key], atol=1e-4)}
-    assert not wrong
+    alike = {
+        key: np.isclose(np.load(tmp_path / f"{key}.out.npy"), expected[key], atol=1e-4).reshape(len(expected[key]), -1)
+        for key in files
+    }
+    whole = alike.pop("digits").all(1)  # samples: a value midway between two codes may be rounded up here, down there
+    assert whole.mean() > 0.95
+    assert not [key for key, one in alike.items() if not one.all()]

@@ -98,7 +98,13 @@ def test_a_file_without_a_product_in_int8_is_not_kept(values: Data, tmp_path: Pa
     layer = helper.make_node("Einsum", ["x", "w1"], ["y"], "layer", equation="ij,jk->ik")
     model = saved([layer], {"w1": (16, 4)}, tmp_path)
     with pytest.raises(GateMissedError, match="no int8 form of this model can be used here") as caught:
-        quantize(model, values, tmp_path / "int8.onnx", QuantizeConfig(), measure_speedup=lambda *_: 2.0)
+        quantize(
+            model,
+            values,
+            tmp_path / "int8.onnx",
+            QuantizeConfig(),
+            measure_speedups=lambda _, files: [2.0 for _ in files],
+        )
     told = {row["verdict"] for row in caught.value.tried if not row["verdict"].startswith("not tried")}
     assert told == {"cannot be used: no product in it could be made int8"}
     assert not (tmp_path / "int8.onnx").exists()
