@@ -175,11 +175,10 @@ def _exact(
         add("product", "MatMul", [codes, _centred(*(constants[one] for one in (node.input[1], *node.input[3:])))])
         return nodes
     weights = maker[node.input[1]]
-    codes, scale, *zero = (constants[one] for one in weights.input)
+    rounded, scale, *zero = (constants[one] for one in weights.input)
     axis = next((one.i for one in weights.attribute if one.name == "axis"), 1)
-    along = [-1 if number == axis else 1 for number in range(codes.ndim)] if scale.ndim else []
-    zeros = [one.reshape(along) for one in zero]
-    weight = _centred(codes, *zeros) * scale.reshape(along)
+    along = [-1 if number == axis else 1 for number in range(rounded.ndim)] if scale.ndim else []
+    weight = _centred(rounded, *(one.reshape(along) for one in zero)) * scale.reshape(along)
     attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
     add("product", node.op_type, [node.input[0], weight, *node.input[2:]], **attributes)
     return nodes
@@ -187,7 +186,7 @@ def _exact(
 
 def _centred(codes: NDArray[Any], *zero: NDArray[Any]) -> NDArray[np.float32]:
     """Return codes less their zero point, where they have one."""
-    return sum((-one.astype(np.float32) for one in zero), codes.astype(np.float32))
+    return codes.astype(np.float32) - sum(one.astype(np.float32) for one in zero)
 
 
 def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:

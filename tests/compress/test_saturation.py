@@ -63,6 +63,23 @@ def qdq_file(operator: str, shape: tuple[int, ...], weight: NDArray[np.int8], si
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def dynamic_file() -> onnx.ModelProto:
+    """Return a file of one product whose input is rounded by the range it has when the file runs."""
+    weight = np.random.default_rng(0).integers(-127, 128, (64, 40)).astype(np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["codes", "scale", "zero"]),
+            helper.make_node("MatMulInteger", ["codes", "weight", "zero", "weight zero"], ["product"]),
+            helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.int8(0), "weight zero")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
 def example(name: str, signed: bool = False) -> onnx.ModelProto:
     random = np.random.default_rng(0)
     if name in MATRICES:
@@ -152,13 +169,18 @@ def test_a_processor_without_vnni_answers_alike(
         onnx.save(proto, tmp_path / f"{key}.onnx")
         np.save(tmp_path / f"{key}.npy", samples(proto))
         files.append(key)
+    dynamic = dynamic_file()
+    onnx.save(dynamic, tmp_path / "dynamic.onnx")
+    onnx.save(saturating(dynamic), tmp_path / "dynamic-saturated.onnx")
+    np.save(tmp_path / "dynamic.npy", values := np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32))
+    expected["dynamic"] = open_session(tmp_path / "dynamic-saturated.onnx").run(None, {"x": values})[0]
     inputs = next(batches(digits.split("test"), exported.preprocessing, 100))[0][0].numpy()
     eight_bits = QuantizeConfig(activation_type="uint8", weight_type="int8", reduce_range=False)
     quantize(exported, digits, tmp_path / "digits.onnx", eight_bits)
     onnx.save(saturating(onnx.load(tmp_path / "digits.onnx")), tmp_path / "saturated.onnx")
     expected["digits"] = open_session(tmp_path / "saturated.onnx").run(None, {"input": inputs})[0]
     np.save(tmp_path / "digits.npy", inputs)
-    files.append("digits")
+    files += ["dynamic", "digits"]
     script = (
         "import sys, numpy as np, onnxruntime as ort\n"
         "ort.set_default_logger_severity(4)\n"
