@@ -88,14 +88,14 @@ def optimum(source: Path, inputs: NDArray[np.float32], output: Path) -> None:
 
 def neural_compressor(source: Path, inputs: NDArray[np.float32], output: Path) -> None:
     """onnx-neural-compressor's QDQ form, a scale per channel: the file that its defaults make does not load."""
-    from onnx_neural_compressor import quantization
+    from onnx_neural_compressor import data_reader, quantization
     from onnx_neural_compressor.quantization import config
 
     quantization.quantize(
         str(source),
         str(output),
         config.StaticQuantConfig(
-            calibration_data_reader=_reader(source, inputs, quantization.CalibrationDataReader),
+            calibration_data_reader=_reader(source, inputs, data_reader.CalibrationDataReader),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
         ),

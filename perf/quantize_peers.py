@@ -211,7 +211,12 @@ def _quantized_by(peer: str, whole: OnnxModel, folder: Path, peers: Path) -> tup
             folder / f"{FLOAT}.onnx",
         ]
         done = subprocess.run(
-            [*command, folder / "inputs.npy", output], capture_output=True, text=True, timeout=PEER_SECONDS, check=False
+            [*command, folder / "inputs.npy", output],
+            capture_output=True,
+            text=True,
+            timeout=PEER_SECONDS,
+            check=False,
+            cwd=folder,  # where some leave their caches
         )
     except (subprocess.SubprocessError, OSError) as error:
         return None, " ".join(str(error).split())[:200]
@@ -236,7 +241,7 @@ def _environment(peer: str, peers: Path) -> Path:
     """
     if peer not in PACKAGES:
         return Path(sys.executable)
-    home = peers / PACKAGES[peer][0].partition("[")[0]
+    home = peers.resolve() / PACKAGES[peer][0].partition("[")[0]
     python = home / "bin" / "python"
     if not (home / "installed").exists():
         venv.create(home, with_pip=True, clear=True)
