@@ -56,6 +56,11 @@ class QuantizeConfig:
             "activation_type int8 with weight_type uint8 has no kernels in ONNX Runtime; give uint8 and int8, or one "
             "type for both",
         )
+        require(
+            (self.form, self.weight_type) != ("qoperator", "uint8") or self.per_channel is False,
+            "form qoperator with weight_type uint8 takes one scale per tensor: per channel, ONNX Runtime's quantizer "
+            "writes int8 all the same; set per_channel to false, or form to qdq",
+        )
         given = [*self.asked, *["reduce_range"] * (self.reduce_range is not None)]
         require(self.precision == "int8" or not given, f"precision is {self.precision}; {', '.join(given)} is for int8")
 

@@ -104,6 +104,17 @@ def test_types_without_kernels_are_refused() -> None:
         QuantizeConfig(activation_type="int8", weight_type="uint8")
 
 
+def test_a_type_that_would_not_be_written_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    """ONNX Runtime's quantizer gives QLinearConv int8 weights, whatever is asked for, where each channel has a scale."""
+    with pytest.raises(ToolError, match="form qoperator with weight_type uint8 takes one scale per tensor"):
+        QuantizeConfig(form="qoperator", weight_type="uint8")
+    config = QuantizeConfig(form="qoperator", activation_type="uint8", weight_type="uint8", per_channel=False)
+    graph = onnx.load(quantize(exported, digits, tmp_path / "int8.onnx", config).model.path).graph
+    initializers = {one.name: one for one in graph.initializer}
+    weights = [initializers[node.input[3]] for node in graph.node if node.op_type == "QLinearConv"]
+    assert {one.data_type for one in weights} == {onnx.TensorProto.UINT8}
+
+
 @pytest.mark.parametrize("samples", [3, 5, 20])
 def test_a_fixed_batch_need_not_divide_the_samples(
     exported: OnnxModel, digits: Data, tmp_path: Path, samples: int
