@@ -105,7 +105,7 @@ def test_types_without_kernels_are_refused() -> None:
 
 
 def test_a_type_that_would_not_be_written_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    """Where each channel has a scale, ONNX Runtime's quantizer gives QLinearConv int8 weights, whatever is asked for."""
+    """With a scale per channel, ONNX Runtime's quantizer gives QLinearConv int8 weights, whatever is asked for."""
     with pytest.raises(ToolError, match="form qoperator with weight_type uint8 takes one scale per tensor"):
         QuantizeConfig(form="qoperator", weight_type="uint8")
     config = QuantizeConfig(form="qoperator", activation_type="uint8", weight_type="uint8", per_channel=False)
