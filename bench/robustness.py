@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.corruptions import CORRUPTIONS, CorruptedSamples, Corruption
-from core.data import Data, Split, loader, raised, spread
+from core.batches import loader, raised
+from core.data import Data, Split, spread
 from core.errors import ToolError, require
 from core.machine import package_versions
 from core.onnx_model import OnnxModel

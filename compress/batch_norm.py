@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.data import Split, batches
+from core.batches import batches
+from core.data import Split
 from core.errors import ToolError
 from core.preprocessing import Preprocessing, Tensors
 

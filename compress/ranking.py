@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.errors import ToolError, require
 from core.module_paths import module_at
 from core.outputs import logits_in

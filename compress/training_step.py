@@ -20,7 +20,8 @@ from compress.rounding_layers import round_layers
 from compress.speed_trial import Speed
 from compress.sync_batch_norm import synchronised_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig, changed, part_size
-from core.data import Split, loader, raised
+from core.batches import loader, raised
+from core.data import Split
 from core.errors import ToolError
 from core.outputs import logits_in
 from core.preprocessing import Preprocessing, Tensors, normalise

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.batches import batches
 from core.checkpoint import checkpoint_files, load_checkpoint, load_weights
-from core.data import Data, batches, spread
+from core.data import Data, spread
 from core.errors import ToolError
 from core.external_data import data_file
 from core.hf_model import hf_digests, load_hf

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from core.answers import LOGITS, as_logits, top_k
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
 from core.outputs import named_outputs

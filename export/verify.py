@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from core.answers import LOGITS, in_like_terms
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.errors import GateMissedError, ToolError, require
 from core.onnx_model import OnnxModel
 from core.predict import outputs_of, preprocessing_of

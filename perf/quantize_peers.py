@@ -40,7 +40,8 @@ from results_file import bars_table, commit, markdown_table, measured_here, page
 
 from bench.compare import BenchConfig, BenchRow, bench
 from compress.quantize_config import QuantizeConfig
-from core.data import Data, batches, spread
+from core.batches import batches
+from core.data import Data, spread
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.machine import package_versions

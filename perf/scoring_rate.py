@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from results_file import bars_table, markdown_table, measured_here, page, publish
 
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_onnx_model

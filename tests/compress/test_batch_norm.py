@@ -8,7 +8,8 @@ from torch import nn
 
 from compress.batch_norm import re_estimate_batch_norm
 from compress.damage import damage_of
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.errors import ToolError
 from core.preprocessing import Preprocessing
 from core.progress import no_progress

@@ -7,7 +7,8 @@ from torch.nn import functional
 from compress.channel_cut import CutSettings
 from compress.channel_groups import channel_groups
 from compress.ranking import SQUARED_SAMPLES, RankingConfig, prepare_ranking
-from core.data import Data, batches, spread
+from core.batches import batches
+from core.data import Data, spread
 from core.torch_model import TorchModel
 
 

@@ -17,7 +17,8 @@ from compress.int8_layouts import saturates
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from compress.saturation import saturating
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.onnx_model import OnnxModel
 from core.sessions import open_session
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.preprocessing import Preprocessing
 
 

@@ -8,18 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.batches import batches, loader, raised
 from core.data import (
     ArraySamples,
     Data,
     Split,
     array_fingerprint,
     array_samples,
-    batches,
     check_classes,
     check_targets,
     hold_out_validation,
-    loader,
-    raised,
     spread,
     whole_split,
 )

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.data import Data, batches, whole_split
+from core.batches import batches
+from core.data import Data, whole_split
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.image_folder import ImageFiles, class_names, decode, files_fingerprint, list_split, survey

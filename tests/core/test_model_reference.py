@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from core.batches import batches
 from core.checkpoint import save_checkpoint
-from core.data import Data, batches
+from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest

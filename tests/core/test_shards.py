@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from compress.finetune import FinetuneConfig, finetune
-from core.data import Data, batches
+from core.batches import batches
+from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
