@@ -1,10 +1,11 @@
-"""Which form of int8 serves here: all are written, scored and timed beside float32; the fastest that fits is kept.
+"""Which form of int8 serves here: all are written and timed beside float32, and the fastest that scores well is kept.
 
 Where what is fast loses too much, the ranges are found in other ways, then the graph is equalized and its biases
 corrected, and then the fewest layers go back to float.
 """
 
 import logging
+import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ class Trial:
 
     Attributes:
         write: Writes a form to a file.
+        run_once: Runs a file on one sample.
         measure_speedups: Speedups of files over float32, timed in the same rounds.
         drop_of: Points of accuracy that a file loses.
         folder: Where the files go.
@@ -88,6 +90,7 @@ class Trial:
     """
 
     write: Callable[[Form, Path], None]
+    run_once: Callable[[OnnxModel], object]
     measure_speedups: Callable[[Sequence[OnnxModel]], Sequence[float]]
     drop_of: Callable[[OnnxModel], float]
     folder: Path
@@ -100,8 +103,13 @@ class Trial:
 class _Measured:
     form: Form
     path: Path
-    speedup: float | None
-    drop: float
+    speedup: float | None = None
+    drop: float | None = None
+
+    @property
+    def lost(self) -> float:
+        """Points that it is known to lose: without end where it was not scored."""
+        return math.inf if self.drop is None else self.drop
 
     @property
     def is_faster(self) -> bool:
@@ -140,17 +148,17 @@ def choose(
     Raises:
         GateMissedError: None is faster than float32, or none that is keeps its accuracy.
     """
-    scored: list[_Measured] = []
+    usable: list[_Measured] = []
     tried: list[Tried] = []
     for index, layout in enumerate(layouts):
-        one = _scored(Form(layout, methods[0]), trial, f"layout{index}", tried)
-        scored += [one] if one else []
+        one = _usable(Form(layout, methods[0]), trial, f"layout{index}", tried)
+        usable += [one] if one else []
         trial.progress("choose", index + 1, len(layouts), "forms")
-    found = _timed(scored, trial)
-    faster = [one for one in found if one.is_faster]
-    best = _fastest([one for one in faster if one.drop <= trial.max_drop])
-    whole = [one for one in faster if one.form.layout.form != "qoperator"]  # a node let out reads what is not rounded
-    fastest = _fastest(whole or faster)
+    timed = _timed(usable, trial)
+    best, found = _fastest_that_fits(timed, trial, tried)
+    scored = [one for one in found if one.drop is not None]
+    whole = [one for one in scored if one.form.layout.form != "qoperator"]  # a node let out reads what is not rounded
+    fastest = _fastest(whole or scored)
     hardest = None
     if best is None and fastest is not None:
         hardest = next(iter(_hardest_first(sensitivity(fastest.form))), None)
@@ -163,7 +171,7 @@ def choose(
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried, *unmeasured)
     if best is None:
         raise GateMissedError(_why_none(found, trial.max_drop, hardest), [one.model_dump() for one in told])
-    return Choice(best.form, best.path, best.speedup, best.drop, told, hardest)
+    return Choice(best.form, best.path, best.speedup, best.lost, told, hardest)
 
 
 def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxModel], float]:
@@ -196,17 +204,17 @@ def _rescued(
     """Find ranges in other ways, treat the graph, then put layers back; return what was tried and what serves."""
     layout = fastest.form.layout
     methods = () if layout.form == "dynamic" else methods  # whose ranges are found when it runs
-    ranged = [_scored(Form(layout, method), trial, method, tried) for method in methods]
+    ranged = [_usable_and_scored(Form(layout, method), trial, method, tried) for method in methods]
     others = [one for one in ranged if one]
-    nearest = min([fastest, *others], key=lambda one: one.drop)
+    nearest = min([fastest, *others], key=lambda one: one.lost)
     for treatment in trial.treatments:
-        if nearest.drop <= trial.max_drop:
+        if nearest.lost <= trial.max_drop:
             break
         treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
-        one = _scored(treated, trial, treatment.replace(" ", "-"), tried)
+        one = _usable_and_scored(treated, trial, treatment.replace(" ", "-"), tried)
         others += [one] if one else []
-        nearest = min([nearest, *others], key=lambda one: one.drop)
-    if nearest.drop <= trial.max_drop:
+        nearest = min([nearest, *others], key=lambda one: one.lost)
+    if nearest.lost <= trial.max_drop:
         return _timed_last([one for one in others if one is not nearest], nearest, trial)
     order = _hardest_first(sensitivity(nearest.form))
     low, high = 0, len(order)  # so many are too few, so many are enough
@@ -214,8 +222,8 @@ def _rescued(
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = replace(nearest.form, in_float=tuple(order[:count]))
-        one = _scored(form, trial, f"float{count}", tried)
-        if one and one.drop <= trial.max_drop:
+        one = _usable_and_scored(form, trial, f"float{count}", tried)
+        if one and one.lost <= trial.max_drop:
             others += [serves] if serves else []
             high, serves = count, one
         else:
@@ -234,16 +242,34 @@ def _hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
-def _timed(found: Sequence[_Measured], trial: Trial) -> list[_Measured]:
-    """Time what was scored, all side by side."""
-    speedups = trial.measure_speedups([open_onnx(one.path) for one in found]) if found else ()
-    return [replace(one, speedup=speedup) for one, speedup in zip(found, speedups, strict=True)]
+def _usable(form: Form, trial: Trial, name: str, tried: list[Tried]) -> _Measured | None:
+    """Write a form and see that it runs; note it as tried where it does not."""
+
+    def written() -> _Measured:
+        path = trial.folder / f"{name}.onnx"
+        trial.write(form, path)
+        if not multiplies_in_int8(read_proto(path).graph):
+            raise ToolError("no product in it could be made int8")
+        trial.run_once(open_onnx(path))
+        return _Measured(form, path)
+
+    return _or_noted(form, tried, written)
 
 
-def _scored(form: Form, trial: Trial, name: str, tried: list[Tried]) -> _Measured | None:
-    """Write and score a form; note it as tried where it cannot be used."""
+def _scored(one: _Measured, trial: Trial, tried: list[Tried]) -> _Measured | None:
+    """Score a form; note it as tried where it cannot be used."""
+    return _or_noted(one.form, tried, lambda: replace(one, drop=trial.drop_of(open_onnx(one.path))))
+
+
+def _usable_and_scored(form: Form, trial: Trial, name: str, tried: list[Tried]) -> _Measured | None:
+    one = _usable(form, trial, name, tried)
+    return one and _scored(one, trial, tried)
+
+
+def _or_noted(form: Form, tried: list[Tried], make: Callable[[], _Measured]) -> _Measured | None:
+    """Make something of a form; where the form is to blame that it cannot be made, note it as tried."""
     try:
-        return _written_and_scored(form, trial, trial.folder / f"{name}.onnx")
+        return make()
     except OSError:  # the disk is full, say: no form is to blame
         raise
     except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
@@ -255,11 +281,28 @@ def _scored(form: Form, trial: Trial, name: str, tried: list[Tried]) -> _Measure
         return None
 
 
-def _written_and_scored(form: Form, trial: Trial, path: Path) -> _Measured:
-    trial.write(form, path)
-    if not multiplies_in_int8(read_proto(path).graph):
-        raise ToolError("no product in it could be made int8")
-    return _Measured(form, path, None, trial.drop_of(open_onnx(path)))
+def _timed(found: Sequence[_Measured], trial: Trial) -> list[_Measured]:
+    """Time files, all side by side."""
+    speedups = trial.measure_speedups([open_onnx(one.path) for one in found]) if found else ()
+    return [replace(one, speedup=speedup) for one, speedup in zip(found, speedups, strict=True)]
+
+
+def _fastest_that_fits(
+    timed: Sequence[_Measured], trial: Trial, tried: list[Tried]
+) -> tuple[_Measured | None, list[_Measured]]:
+    """Score what is faster than float32, the fastest first, until one loses little enough; return it, and all."""
+    found = {one.path: one for one in timed}
+    left = [one for one in timed if one.is_faster]
+    while fastest := _fastest(left):
+        left.remove(fastest)
+        scored = _scored(fastest, trial, tried)
+        if scored is None:
+            del found[fastest.path]
+            continue
+        found[scored.path] = scored
+        if scored.lost <= trial.max_drop:
+            return scored, list(found.values())
+    return None, list(found.values())
 
 
 def _fastest(found: Sequence[_Measured]) -> _Measured | None:
@@ -275,7 +318,7 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
         verdict = KEPT
     elif one.speedup is not None and not one.is_faster:
         verdict = "not faster than float32"
-    elif one.drop > max_drop:
+    elif one.drop is not None and one.drop > max_drop:
         verdict = f"loses more than {max_drop:g} points"
     elif one.speedup is None:
         verdict = "not timed: another serves as well"
@@ -293,11 +336,11 @@ def _why_none(found: Sequence[_Measured], max_drop: float, hardest: str | None) 
             f"no int8 form is faster than float32 here: the fastest, {fastest.form.title}, runs at "
             f"{fastest.speedup:.2f}x its speed; keep the float32 file"
         )
-    lossy = [one for one in found if one.drop > max_drop and (one.is_faster or one.speedup is None)]
-    closest = min(lossy, key=lambda one: one.drop)
+    scored = [one for one in found if one.drop is not None and (one.is_faster or one.speedup is None)]
+    closest = min((one for one in scored if one.lost > max_drop), key=lambda one: one.lost)
     culprit = f", most of it in {hardest}" if hardest else ""
     runs = "" if closest.speedup is None else f"runs at {closest.speedup:.2f}x and "
     return (
         f"no int8 form that is faster keeps accuracy within {max_drop:g} points: {closest.form.title} {runs}"
-        f"loses {closest.drop:.2f}{culprit}; calibrate on samples like those it will see, or raise --max-drop"
+        f"loses {closest.lost:.2f}{culprit}; calibrate on samples like those it will see, or raise --max-drop"
     )

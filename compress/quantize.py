@@ -23,7 +23,7 @@ from core.data import Data, spread
 from core.errors import GateMissedError, ToolError
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
-from core.predict import preprocessing_of
+from core.predict import predict, preprocessing_of
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.whole_output import whole_file
@@ -127,6 +127,7 @@ def quantize(
                 _say_doubts(model, data, config)
                 trial = Trial(
                     write=source.write,
+                    run_once=lambda file: predict(file, data, "validation", limit=1, provider=config.provider),
                     measure_speedups=partial(measure_speedups, model),
                     drop_of=drop_against(baseline or model, data, config.provider),
                     folder=source.folder,

@@ -142,6 +142,7 @@ def trial_of(
     """What forms of a source are put through, within a point."""
     return Trial(
         write=source.write,
+        run_once=lambda _: None,
         measure_speedups=lambda files: [speedup_of(file) for file in files],
         drop_of=drop_of,
         folder=source.folder,
@@ -240,19 +241,40 @@ def test_where_no_layer_is_known_the_gate_is_missed_as_ever(exported: OnnxModel,
             choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: ())
 
 
+def test_only_what_may_be_kept_is_scored(exported: OnnxModel, digits: Data) -> None:
+    """The fastest loses too much, the next cannot be scored, the third serves, and the others need not be scored."""
+    speedups = {"layout0": 1.5, "layout1": 2.0, "layout2": 3.0, "layout3": 0.9, "layout4": 4.0}
+
+    def drop_of(candidate: OnnxModel) -> float:
+        if candidate.path.stem == "layout2":
+            raise ToolError("no kernel for 256 samples")
+        return 9.0 if candidate.path.stem == "layout4" else 0.5
+
+    with source_of(exported, digits) as source:
+        trial = trial_of(source, lambda candidate: speedups[candidate.path.stem], drop_of)
+        made = choose(layouts_worth_trying("cpu"), trial, ("minmax",), source.sensitivity)
+    assert (made.path.stem, made.drop) == ("layout1", 0.5)
+    assert [(one.speedup, one.drop, one.verdict) for one in made.tried[:5]] == [
+        (1.5, None, "no faster than what was kept"),
+        (2.0, 0.5, "kept"),
+        (0.9, None, "not faster than float32"),
+        (4.0, 9.0, "loses more than 1 points"),
+        (None, None, "cannot be used: no kernel for 256 samples"),
+    ]
+
+
 def test_a_form_that_cannot_be_used_is_told(
     exported: OnnxModel, digits: Data, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def drop_of(candidate: OnnxModel) -> float:
+    def run_once(candidate: OnnxModel) -> None:
         if candidate.path.name == "layout1.onnx":
             raise ToolError("no memory\nfor this")
         if candidate.path.name == "layout2.onnx":
             InferenceSession(b"no model")
-        return 0.0
 
     caplog.set_level("DEBUG", "compress.int8_choice")
     with source_of(exported, digits) as source:
-        trial = trial_of(source, lambda _: 2.0, drop_of)
+        trial = replace(trial_of(source, lambda _: 2.0, lambda _: 0.0), run_once=run_once)
         tried = choose(layouts_worth_trying("cpu"), trial, ("minmax",), source.sensitivity).tried
     told, theirs = [one.verdict for one in tried if "cannot be used" in one.verdict]
     assert told == "cannot be used: no memory for this"
@@ -274,6 +296,7 @@ def test_a_rescue_that_cannot_be_written_is_told_and_the_next_is_tried(
         drops = {"bias-corrected": 0.0}
         trial = Trial(
             write=write,
+            run_once=lambda _: None,
             measure_speedups=lambda files: [2.0 for _ in files],
             drop_of=lambda candidate: drops.get(candidate.path.stem, 9.0),
             folder=source.folder,
