@@ -65,7 +65,7 @@ PACKAGES = {
     "Olive": ["olive-ai", "requests"],  # so does Olive
 }
 PEER_SECONDS = 1800
-TIMING = BenchConfig(threads=1, iterations=700, rounds=20, max_rounds=40, max_seconds=900.0)
+TIMING = BenchConfig(threads=1, iterations=200, rounds=20, max_rounds=40, max_seconds=600.0)
 
 
 Measured = tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]]
