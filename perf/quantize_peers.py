@@ -39,6 +39,7 @@ from peer_quantizers import PEERS
 from results_file import bars_table, commit, markdown_table, measured_here, page, publish, published
 
 from bench.compare import BenchConfig, BenchRow, bench
+from bench.runnable import open_onnx_run
 from compress.quantize_config import QuantizeConfig
 from core.batches import batches
 from core.data import Data, spread
@@ -229,7 +230,9 @@ def _quantized_by(peer: str, whole: OnnxModel, folder: Path, peers: Path) -> tup
         declared, reads = whole.declared, whole.preprocessing
         explain(proto, history=(), inputs=declared, preprocessing=reads, labels=whole.labels, returns=whole.returns)
         onnx.save(proto, output)
-        return open_onnx(output), ""
+        made = open_onnx(output)
+        open_onnx_run(made, "cpu", 1, 1)()()  # what loads may still not run
+        return made, ""
     except ToolError as error:
         return None, str(error)[:200]
 
