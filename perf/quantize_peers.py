@@ -231,10 +231,11 @@ def _quantized_by(peer: str, whole: OnnxModel, folder: Path, peers: Path) -> tup
         explain(proto, history=(), inputs=declared, preprocessing=reads, labels=whole.labels, returns=whole.returns)
         onnx.save(proto, output)
         made = open_onnx(output)
-        open_onnx_run(made, "cpu", 1, 1)()()  # what loads may still not run
-        return made, ""
+        open_onnx_run(made, "cpu", 1, 1)()  # what loads may still not run
     except ToolError as error:
         return None, str(error)[:200]
+    else:
+        return made, ""
 
 
 def _environment(peer: str, peers: Path) -> Path:
