@@ -46,10 +46,21 @@ def test_a_larger_layer_takes_longer(types: tuple[str, str] | None, tmp_path: Pa
 
 
 @pytest.mark.parametrize("types", [None, ("uint8", "int8")], ids=["float32", "int8"])
-def test_recurrent_layers_are_timed_at_all_their_depth(types: tuple[str, str] | None, tmp_path: Path) -> None:
-    gru, lstm, deep = timed([GRU, LSTM, DEEP_LSTM], tmp_path, types)
-    assert 0 < gru < lstm
-    assert deep > 2 * lstm
+def test_recurrent_layers_are_timed_at_all_their_depth(
+    types: tuple[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes: list[NodeTime] = []
+
+    def profiled(*arguments: Any) -> tuple[NodeTime, ...]:
+        nodes.extend(profile(*arguments))
+        return tuple(nodes)
+
+    monkeypatch.setattr(layer_latency, "profile", profiled)
+    _, lstm, deep = timed([GRU, LSTM, DEEP_LSTM], tmp_path, types)
+    levels = [[node.ms for node in nodes if node.name.startswith(f"layer{index}_")] for index in (0, 1)]
+    assert [len(ms) for ms in levels] == [3, 1]  # the largest comes first
+    assert min(*levels[0], *levels[1]) > 0
+    assert [deep, lstm] == pytest.approx([sum(ms) for ms in levels])
 
 
 def test_what_was_timed_is_kept(tmp_path: Path) -> None:
