@@ -83,8 +83,8 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
 def resnet_2_4_6(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     """Build a network of 2, 4 and 6 blocks: 26 layers, 0.51 M parameters.
 
-    In int8 at batch 1 it takes a ninth more time than ResNet-20: the later a stage, the less time a block takes, and the
-    more parameters it holds.
+    In int8 at batch 1 it takes a ninth more time than ResNet-20: the later a stage, the less time a block takes,
+    and the more parameters it holds.
     """
     return _declaring_input(CifarResNet((2, 4, 6), num_classes, in_chans))
 
