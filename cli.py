@@ -303,6 +303,8 @@ def quantize(
     """
     if qat and sensitivity:
         raise click.UsageError("--sensitivity quantizes nothing, and so trains nothing; drop --qat")
+    if qat and given["precision"] != "int8":
+        raise click.UsageError(f"--qat trains a model to bear int8, not {given['precision']}; drop one of them")
     with session(given) as (options, progress):
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig

@@ -242,7 +242,7 @@ quantize_options = _together(
     click.option(
         "--calibration-method",
         type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-        help="How a range follows from what was seen. Default: minmax, and the others where that loses too much.",
+        help="How a range follows from what was seen. Default: minmax; where forms are tried, the others after it.",
     ),
     click.option(
         "--calibration-samples",

@@ -102,10 +102,16 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
 
 
 def onnx_speedups(provider: str, threads: int) -> Callable[[OnnxModel, Sequence[OnnxModel]], list[float]]:
-    """Return the function that measures the speedups of files over a first on ONNX Runtime, batch 1, side by side."""
+    """Return the function that measures the speedups of files over a first on ONNX Runtime, side by side.
+
+    They run at batch 1, or at the one that they take.
+    """
 
     def measured(first: OnnxModel, others: Sequence[OnnxModel]) -> list[float]:
-        timed = measure_against(first, others, provider=provider, threads=threads, batch_size=1, precision=FASTER - 1)
+        batch_size = first.fixed_batch or 1
+        timed = measure_against(
+            first, others, provider=provider, threads=threads, batch_size=batch_size, precision=FASTER - 1
+        )
         return [one.speedup for one in timed]
 
     return measured
@@ -159,9 +165,15 @@ def find_sensitivity(
 def find_int8_sensitivity(
     model: OnnxModel, data: Data, config: QuantizeConfig, output: Path, progress: Progress
 ) -> Int8SensitivityReport:
-    """Measure what each layer loses in int8 and write the plot."""
-    report = quantization_sensitivity(model, data, config, progress)
+    """Measure what each layer loses in int8 and write the plot.
+
+    Raises:
+        ToolError: The plot would replace the file, or cannot be written.
+    """
+    if output.exists() and output.samefile(model.path):
+        raise ToolError(f"{output} is the file to look at, which stays; choose another --output")
     with whole_file(output) as part:
+        report = quantization_sensitivity(model, data, config, progress)
         part.write_text(int8_sensitivity_plot(report.layers))
     return report
 
@@ -209,7 +221,7 @@ def quantize_trained(
         data: Trains, calibrates and scores.
         output: The file to make.
         config: How to quantize.
-        training: How to train; quantization-aware.
+        training: How to train; quantization-aware. Without labels, the model's own answers alone are learnt from.
         threads: Threads of what is measured.
         progress: Told of every step.
         force: Replace an existing file.
@@ -225,6 +237,8 @@ def quantize_trained(
             if missed.tried and not any(row["speedup"] and row["speedup"] >= FASTER for row in missed.tried):
                 raise
             logger.info("%s: %s; training for %d epochs", model.name, missed, training.epochs)
+        if not data.split("train").is_labelled:
+            training = dataclasses.replace(training, kd_ratio=1.0)
         workspace = partial_folder(output)
         trained = distill(model, model, data, training, workspace=workspace, progress=progress).model
         file = export(trained, Path(scratch) / "trained.onnx", ExportConfig()).model

@@ -332,8 +332,7 @@ def _chosen(data: Data, split: str, limit: int | None) -> Split:
 
 def _fixed_batch(model: Model) -> int | None:
     """Return the batch an .onnx file is fixed at, or None."""
-    first = model.inputs[0].shape[:1] if isinstance(model, OnnxModel) else ()
-    return first[0] if first and isinstance(first[0], int) else None
+    return model.fixed_batch if isinstance(model, OnnxModel) else None
 
 
 def _common_batch(models: Sequence[Model], batch_size: int) -> int:

@@ -38,7 +38,7 @@ class Seen:
     Attributes:
         low: The least.
         high: The greatest.
-        reach: The histogram covers -reach to reach; a power of two.
+        reach: The histogram covers -reach to reach; a power of two, or 0 while there were only zeros.
         counts: Of values in each bin, (BINS,).
     """
 
@@ -59,7 +59,10 @@ class Seen:
     def count(self, values: NDArray[np.float32]) -> None:
         """Count values, (...), after their extremes were noted."""
         most = max(abs(self.low), abs(self.high))
-        needed = float(2.0 ** np.ceil(np.log2(most))) if most > 0 else 1.0
+        if most == 0:  # which says nothing of how far the others will reach
+            self.counts[BINS // 2] += values.size
+            return
+        needed = float(2.0 ** np.ceil(np.log2(most)))
         if self.reach == 0:
             self.reach = needed
         while self.reach < needed:

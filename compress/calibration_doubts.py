@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from compress.int8_choice import SCORED
 from core.data import Split, spread
 from core.preprocessing import Preprocessing, normalise
 
@@ -25,9 +26,10 @@ def doubts(calibration: Split, validation: Split, preprocessing: Preprocessing, 
     """
     if len(calibration) < FEW:
         yield (f"{len(calibration)} samples calibrate; the ranges found on so few may be too narrow: give 100 or more")
-    if 100 / len(validation) > max_drop > 0:
+    scored = min(len(validation), SCORED)
+    if 100 / scored > max_drop > 0:
         yield (
-            f"one of the {len(validation)} validation samples is {100 / len(validation):.2g} points: too few to tell a "
+            f"one of the {scored} validation samples that are scored is {100 / scored:.2g} points: too few to tell a "
             f"drop of {max_drop:g}"
         )
     if preprocessing.kind == "image" and preprocessing.mean:

@@ -241,9 +241,9 @@ def _check(student: TorchModel, teachers: Sequence[Teacher], data: Data, config:
     for teacher in teachers:
         check_same_task(student, teacher)
         check_reads(teacher, data)
-        if isinstance(teacher, OnnxModel) and isinstance(teacher.inputs[0].shape[0], int):
+        if isinstance(teacher, OnnxModel) and teacher.fixed_batch:
             raise ToolError(
-                f"the teacher {teacher.name} has its batch fixed at {teacher.inputs[0].shape[0]}, and training makes "
+                f"the teacher {teacher.name} has its batch fixed at {teacher.fixed_batch}, and training makes "
                 "batches of any size; export it with a dynamic batch"
             )
     weights = config.teacher_weights

@@ -14,6 +14,7 @@ from compress.calibration import Method
 from compress.calibration_doubts import doubts
 from compress.half_precision import overflowing, write_half
 from compress.int8_choice import Form, Treatment, Trial, Tried, choose, drop_against
+from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
 from compress.int8_sensitivity import LayerDamage
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
@@ -127,7 +128,9 @@ def quantize(
                 _say_doubts(model, data, config)
                 trial = Trial(
                     write=source.write,
-                    run_once=lambda file: predict(file, data, "validation", limit=1, provider=config.provider),
+                    run_once=lambda file: predict(
+                        file, data, "validation", limit=file.fixed_batch or 1, provider=config.provider
+                    ),
                     measure_speedups=partial(measure_speedups, model),
                     drop_of=drop_against(baseline or model, data, config.provider),
                     folder=source.folder,
@@ -216,6 +219,8 @@ def _written(
     if trial is None:
         return made
     title = made.form.title if made.form else config.precision
+    if made.form and not multiplies_in_int8(read_proto(part).graph):
+        raise ToolError(f"no product of {model.name} becomes int8 in {title}; choose another form")
     try:
         drop = trial.drop_of(open_onnx(part))
     except ToolError as error:

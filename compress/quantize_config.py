@@ -28,7 +28,7 @@ class QuantizeConfig:
         per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
         form: ``qdq``, ``qoperator`` or ``dynamic``; None takes what is fast.
         calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``;
-            None takes minmax, and tries the others where that loses too much.
+            None takes minmax and, where the form is not given either, tries the others if that loses too much.
         calibration_samples: Training samples to look at.
         nodes_to_exclude: Names of graph nodes to leave in float.
         max_drop: Points of accuracy that may be lost, of agreement where the data has no labels.
@@ -57,6 +57,10 @@ class QuantizeConfig:
             "type for both",
         )
         require(
+            (self.form, self.activation_type) != ("dynamic", "int8"),
+            "form dynamic rounds activations to uint8: ONNX Runtime writes no other; drop activation_type",
+        )
+        require(
             (self.form, self.weight_type) != ("qoperator", "uint8") or self.per_channel is False,
             "form qoperator with weight_type uint8 takes one scale per tensor: per channel, ONNX Runtime's quantizer "
             "writes int8 all the same; set per_channel to false, or form to qdq",
@@ -77,10 +81,17 @@ class QuantizeConfig:
 
 
 def layout_asked(config: QuantizeConfig) -> Layout:
-    """Return the int8 layout that is asked for, the rest of it being what is fast."""
+    """Return the int8 layout that is asked for, the rest of it being what is fast.
+
+    A type that is not given is uint8 where the one that is has no kernels with another, or the form writes no other.
+    """
     asked = config.asked
-    if config.activation_type and config.weight_type:
-        reduce_range = saturates(config.weight_type) if config.reduce_range is None else config.reduce_range
-        return Layout(**asked, reduce_range=reduce_range, reason="as asked for")
-    chosen = fast_layout(config.provider, config.reduce_range)
-    return chosen.model_copy(update=asked | {"reason": f"{chosen.reason}; {', '.join(asked)} as asked for"})
+    if config.form == "dynamic" or config.weight_type == "uint8":
+        asked = {"activation_type": "uint8"} | asked
+    if len({"activation_type", "weight_type"} & set(asked)) == 2:
+        chosen = Layout(**asked, reduce_range=False, reason="as asked for")
+    else:
+        fast = fast_layout(config.provider)
+        chosen = fast.model_copy(update=asked | {"reason": f"{fast.reason}; {', '.join(asked)} as asked for"})
+    reduce_range = saturates(chosen.weight_type) if config.reduce_range is None else config.reduce_range
+    return chosen.model_copy(update={"reduce_range": reduce_range})

@@ -178,9 +178,8 @@ class Batches:
     """Samples of the train split as the model takes them, read as they are asked for."""
 
     def __init__(self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int) -> None:
-        fixed = model.inputs[0].shape[0]
-        self._is_fixed = isinstance(fixed, int)
-        self._batch_size = fixed if isinstance(fixed, int) else CALIBRATION_BATCH
+        self._is_fixed = model.fixed_batch is not None
+        self._batch_size = model.fixed_batch or CALIBRATION_BATCH
         split = data.split("train")
         self._split = split.take(spread(len(split), num_samples))
         self._preprocessing = preprocessing
@@ -211,6 +210,5 @@ def _fetch(split: Split, preprocessing: Preprocessing) -> Tensors:
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
     """Run one sample first, so that data of the wrong shape fails here with a clear message."""
     inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
-    batch_size = model.inputs[0].shape[0]
-    repeats = batch_size if isinstance(batch_size, int) else 1
+    repeats = model.fixed_batch or 1
     run_session(open_session(model.path), *(one.repeat(repeats, *[1] * (one.ndim - 1)).numpy() for one in inputs))

@@ -67,6 +67,12 @@ class OnnxModel:
         return (shape[-1], *shape[:-1]) if is_pixels else shape
 
     @property
+    def fixed_batch(self) -> int | None:
+        """The one number of samples that it takes; None where that is free."""
+        first = self.inputs[0].shape[:1]
+        return first[0] if first and isinstance(first[0], int) else None
+
+    @property
     def is_quantized(self) -> bool:
         """Whether it computes with integers."""
         return self.precision in ("int4", "int8")

@@ -97,7 +97,8 @@ def predict(
 ) -> tuple[FloatArray, np.ndarray]:
     """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
 
-    Texts are padded to the longest of their batch, as in training.
+    Texts are padded to the longest of their batch, as in training. A file whose batch is fixed is run over as many
+    samples, `limit` at most, as fill whole batches.
 
     Raises:
         ToolError: The model cannot read this data.
@@ -105,13 +106,14 @@ def predict(
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
     run = logits_of(model, device=device, provider=provider, threads=threads, spinning=True)
-    fixed = model.inputs[0].shape[0] if isinstance(model, OnnxModel) and model.inputs[0].shape else None
-    if isinstance(fixed, int):
-        batch_size = fixed
-        num_samples = min(len(data.split(split)), limit or len(data.split(split)))
-        if num_samples % fixed:
+    if isinstance(model, OnnxModel) and model.fixed_batch:
+        batch_size = model.fixed_batch
+        num_samples = len(data.split(split)) if limit is None else min(len(data.split(split)), limit)
+        if limit is not None and num_samples >= batch_size:
+            limit = num_samples = num_samples - num_samples % batch_size
+        if num_samples % batch_size:
             raise ToolError(
-                f"{model.name} has its batch fixed at {fixed}, which does not divide the {num_samples} samples of "
+                f"{model.name} has its batch fixed at {batch_size}, which does not divide the {num_samples} samples of "
                 f"{split}; export it with a dynamic batch"
             )
     logits, targets = [], []

@@ -23,6 +23,7 @@ from export.locate import Divergence, first_divergence
 
 DATA_SAMPLES = 512
 CHUNK = 64
+WHOLE = "validation"
 LOCATED_SAMPLES = 8  # run with every tensor watched, which holds all of them at once
 FLOAT_ATOL, FLOAT_RTOL = 1e-4, 1e-3
 SQNR_DB = {"int4": 10.0, "int8": 10.0, "bfloat16": 20.0, "float16": 35.0}
@@ -39,8 +40,8 @@ class VerifyConfig:
     Attributes:
         atol: Absolute tolerance: |candidate - reference| <= atol + rtol * |reference| for every element.
         rtol: Relative tolerance.
-        min_sqnr_db: Least signal-to-quantization-noise ratio, in dB.
-        min_agreement: Least share of samples with the same top-1 class, in percent.
+        min_sqnr_db: Least signal-to-quantization-noise ratio, in dB; of the whole of the samples where there are some.
+        min_agreement: Least share of samples with the same top-1 class, in percent; likewise.
         batch_sizes: Batch sizes to compare at; more than one shows that the batch is really dynamic. Of texts, the last
             one is compared at another length too.
         provider: Where ONNX files run.
@@ -134,7 +135,7 @@ def verify(
             pair = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
             rtol = limits.get("rtol", 0.0)
             comparisons.append(compare(inputs, *pair, rtol=rtol, output=name, is_first=is_first))
-            missed = list(_misses(comparisons[-1], limits))
+            missed = list(_misses(comparisons[-1], limits, is_whole=data is None or inputs == WHOLE))
             if missed and failing is None:
                 failing = _worst(found, *pair)
             misses += missed
@@ -223,7 +224,8 @@ def _inputs(
     Where one of them takes pixels, the batches are pixels. Where a file fixes its batch, that is the only size it can
     be compared at.
     """
-    fixed = _fixed_batch(reference) or _fixed_batch(candidate)
+    files = [model for model in (reference, candidate) if isinstance(model, OnnxModel)]
+    fixed = next((file.fixed_batch for file in files if file.fixed_batch), None)
     sizes = (fixed,) if fixed else config.batch_sizes
     giving = reference if _pixels(reference) else candidate
     if data is None:
@@ -238,12 +240,7 @@ def _inputs(
     inputs = [batch for batch, _ in found if not fixed or len(batch[0]) == fixed]
     for size in sizes:
         yield f"batch {size}", [next(batches(split.take(torch.arange(min(size, len(split)))), preprocessing, size))[0]]
-    yield "validation", inputs
-
-
-def _fixed_batch(model: TorchModel | OnnxModel) -> int | None:
-    first = model.inputs[0].shape[:1] if isinstance(model, OnnxModel) else ()
-    return first[0] if first and isinstance(first[0], int) else None
+    yield WHOLE, inputs
 
 
 def _pixels(model: TorchModel | OnnxModel) -> Preprocessing | None:
@@ -319,7 +316,8 @@ def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str
     return {"atol": FLOAT_ATOL, "rtol": FLOAT_RTOL}
 
 
-def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
+def _misses(comparison: Comparison, limits: dict[str, float], *, is_whole: bool) -> Iterator[str]:
+    """Yield the limits that a comparison misses; those of shares mean nothing for a few of the samples."""
     is_first = comparison.agreement is not None
     where = f"on {comparison.inputs}" if is_first else f"in output {comparison.output!r} on {comparison.inputs}"
     if not np.isfinite(comparison.max_abs_err):
@@ -330,6 +328,8 @@ def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
             f"max_abs_err {comparison.max_abs_err:.3g} {where}, beyond atol {limits['atol']:g} and rtol "
             f"{limits['rtol']:g} (atol {comparison.excess:.2g} would pass)"
         )
+    if not is_whole:
+        return
     if "min_sqnr_db" in limits and comparison.sqnr_db < limits["min_sqnr_db"]:
         yield f"sqnr_db {comparison.sqnr_db:.1f} {where}, below {limits['min_sqnr_db']:g}"
     agreement = comparison.agreement

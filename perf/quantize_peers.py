@@ -4,7 +4,7 @@ Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safet
     [--text-model CHECKPOINT --text-data sst2] [--models resnet56 ...] [--runs runs/quantize-peers] [--json]
 
 Three models: ResNet-56 on CIFAR-10 with its trained weights, and timm's resnet18 and tf_efficientnet_lite0 at 224
-pixels with random ones, of which only the speed and the agreement with float32 mean something. Every tool is given the
+pixels with random ones, of which only the speed means something. Every tool is given the
 same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
 cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
 

@@ -1,6 +1,7 @@
 """The command line: exit codes, help, JSON, and errors a person can act on."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import click
+import numpy as np
 import pytest
 from click.testing import Result
 
 from cli import main
 from core.checkpoint import save_checkpoint
+from core.data import Data
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
 from recipe import CONFIGS
@@ -234,6 +237,11 @@ def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported
     layers = json.loads(result.stdout)["layers"]
     assert {"node", "operator", "weights", "activations"} == set(layers[0])
     assert layers[0]["node"] in Path("int8.html").read_text()
+    original = Path("original.onnx")
+    shutil.copyfile(exported.path, original)
+    result = onnxpress("quantize", original, *arguments[2:], "-o", original, "--force")
+    assert (result.exit_code, "is the file to look at, which stays" in result.stderr) == (1, True)
+    assert original.read_bytes() == exported.path.read_bytes()
 
 
 def test_quantization_aware_training_takes_a_torch_model(
@@ -248,3 +256,17 @@ def test_quantization_aware_training_takes_a_torch_model(
     assert "is an ONNX file, whose weights cannot be trained" in refused.stderr
     both = onnxpress("quantize", "trained", "--qat", "--sensitivity", "--data", "digits", "-o", "plot.html")
     assert (both.exit_code, "--sensitivity quantizes nothing" in both.stderr) == (2, True)
+    other = onnxpress("quantize", "trained", "--qat", "--precision", "float16", "--data", "digits", "-o", "x.onnx")
+    assert (other.exit_code, "--qat trains a model to bear int8, not float16" in other.stderr) == (2, True)
+
+
+def test_quantization_aware_training_needs_no_labels(
+    onnxpress: Onnxpress, trained: TorchModel, digits: Data, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Calibrated on one sample, it agrees less with float32 than it may, and so is trained."""
+    save_checkpoint(trained, Path("trained"))
+    np.savez("unlabelled.npz", x_train=digits.train.samples.array[:, 0].numpy())
+    arguments = ["--form", "qdq", "--max-drop", 0, "--calibration-samples", 1, "--epochs", 2, "--lr", 0.002]
+    result = onnxpress("quantize", "trained", "--qat", *arguments, "--data", "unlabelled.npz", "-o", "x.onnx", "-v")
+    assert result.exit_code in (0, 3), result.stderr
+    assert "training for 2 epochs" in result.stderr + caplog.text

@@ -42,6 +42,16 @@ def normal_with_outliers(outlier: float = 100.0) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_zeros_that_come_first_hide_nothing(method: Method) -> None:
+    small = np.random.default_rng(0).uniform(0, 0.05, 10_000).astype(np.float32)
+    zeros = np.zeros(10_000, np.float32)
+    first, last = (RANGE_OF[method](seen(np.concatenate(parts), 2)) for parts in ((zeros, small), (small, zeros)))
+    assert first == last
+    assert first[1] > 0.04
+    assert RANGE_OF[method](seen(zeros)) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_tensor_has_the_range_of_all_batches(method: Method) -> None:
     batches = [(np.full((2, 8), value, np.float32),) for value in (1.0, -3.0, 2.0)]
     told: list[int] = []

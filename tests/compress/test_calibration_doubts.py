@@ -65,7 +65,7 @@ def test_another_range_is_told(tmp_path: Path, means: tuple[float, ...], spread:
 def test_too_few_samples_are_told(tmp_path: Path) -> None:
     few, dull = said(images(tmp_path, (0.6, 0.45, 0.3), count=20))
     assert few.startswith("20 samples calibrate")
-    assert dull == "one of the 20 validation samples is 5 points: too few to tell a drop of 1"
+    assert dull == "one of the 20 validation samples that are scored is 5 points: too few to tell a drop of 1"
     assert said(images(tmp_path, (0.6, 0.45, 0.3)), max_drop=0.1)[0].endswith("too few to tell a drop of 0.1")
 
 

@@ -1,5 +1,6 @@
 """The form that measures fastest within the drop is kept; where none serves, nothing is written and all is told."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,6 +14,7 @@ from compress import int8_layouts
 from compress.int8_choice import Form, Trial, choose
 from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import PRODUCTS, layouts_ruled_out, layouts_worth_trying, saturates
+from compress.int8_sensitivity import LayerDamage
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from compress.quantize_source import QuantizeSource, quantize_source
@@ -207,6 +209,31 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert made.report.left_in_float == ("node_linear_1",)
     assert made.model.is_quantized
     assert next(one.form for one in made.report.tried if one.verdict == "kept").endswith("1 layers in float")
+
+
+def test_the_fewest_layers_stay_in_float(quantized: OnnxModel, tmp_path: Path) -> None:
+    """Of eight, by what each is said to lose: three are enough."""
+    layers = [LayerDamage(node=f"layer{index}", operator="Conv", weights=index, activations=0) for index in range(8)]
+    scored: list[str] = []
+
+    def drop_of(candidate: OnnxModel) -> float:
+        scored.append(candidate.path.stem)
+        return 0.5 if candidate.path.stem in ("float3", "float4", "float5", "float6", "float7") else 5.0
+
+    trial = Trial(
+        write=lambda _, path: shutil.copyfile(quantized.path, path),
+        run_once=lambda _: None,
+        measure_speedups=lambda files: [2.0 for _ in files],
+        drop_of=drop_of,
+        folder=tmp_path,
+        max_drop=1.0,
+        progress=no_progress,
+    )
+    made = choose(layouts_worth_trying("cpu")[:1], trial, ("minmax",), lambda _: layers)
+    assert made.form.in_float == ("layer7", "layer6", "layer5")
+    assert made.hardest_layer == "layer7"
+    assert "float2" in scored
+    assert len(scored) < 6
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "qoperator"])

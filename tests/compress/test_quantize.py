@@ -10,20 +10,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from compress import int8_layouts
 from compress.int8_layouts import fast_layout, saturates
 from compress.quantize import quantize
-from compress.quantize_config import QuantizeConfig
+from compress.quantize_config import QuantizeConfig, layout_asked
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.predict import accuracy, predict
+from core.progress import no_progress
 from core.torch_model import TorchModel
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, require_verified, verify
+from stages import quantize_measured
 
 
 def zero_point_types(path: Path) -> dict[str, set[int]]:
@@ -123,8 +126,11 @@ def test_a_fixed_batch_need_not_divide_the_samples(
     for value in (proto.graph.input[0], proto.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(proto, tmp_path / "fixed.onnx")
-    config = QuantizeConfig(form="qdq", calibration_samples=samples)
-    assert quantize(open_onnx(tmp_path / "fixed.onnx"), digits, tmp_path / "int8.onnx", config).model.is_quantized
+    fixed, made = open_onnx(tmp_path / "fixed.onnx"), tmp_path / "int8.onnx"
+    config = QuantizeConfig(form="qdq", calibration_samples=samples, max_drop=20.0)
+    assert quantize(fixed, digits, made, config).model.is_quantized
+    assert quantize_measured(fixed, digits, made, config, 1, no_progress, force=True).report.measured_speedup > 0
+    assert quantize(fixed, digits, made, QuantizeConfig(), measure_speedups=twice_as_fast, force=True).report.tried
 
 
 def test_a_node_to_exclude_that_does_not_exist_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
@@ -146,6 +152,60 @@ def test_calibration_data_of_the_wrong_shape_is_refused(exported: OnnxModel, tmp
     np.savez(wrong, x_train=random.standard_normal((20, 1, 9, 9)).astype("f4"), y_train=np.arange(20) % 10)
     with pytest.raises(ToolError, match=r"takes images, .* holds samples that are not images"):
         quantize(exported, load_data(str(wrong)), tmp_path / "x.onnx", QuantizeConfig())
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_calibration_data_of_another_length_is_refused(digits: Data, tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.ones((5, 2), np.float32), "w")
+    sizes = {"x": ["n", 5], "y": ["n", 2]}
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in sizes.items())
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "five.onnx"
+    )
+    np.savez(tmp_path / "six.npz", x_train=np.ones((40, 6), np.float32), y_train=np.arange(40) % 2)
+    with pytest.raises(ToolError, match=r"cannot run the model on inputs of shape \(1, 6\)"):
+        quantize(
+            open_onnx(tmp_path / "five.onnx"), load_data(str(tmp_path / "six.npz")), tmp_path / "x", QuantizeConfig()
+        )
+
+
+@pytest.mark.parametrize(
+    ("asked", "types", "bits"),
+    [
+        ({"form": "dynamic"}, ("uint8", "int8"), 7),
+        ({"weight_type": "uint8"}, ("uint8", "uint8"), 8),
+        ({"activation_type": "int8"}, ("int8", "int8"), 7),
+        ({"activation_type": "uint8", "weight_type": "int8"}, ("uint8", "int8"), 7),
+        ({"form": "qdq", "reduce_range": False}, ("uint8", "int8"), 8),
+        ({"activation_type": "uint8", "weight_type": "uint8", "reduce_range": True}, ("uint8", "uint8"), 7),
+    ],
+)
+@pytest.mark.parametrize("arm", [False, True], ids=["x86 without VNNI", "ARM"])
+def test_what_is_not_asked_for_goes_with_what_is(
+    monkeypatch: pytest.MonkeyPatch, arm: bool, asked: dict[str, object], types: tuple[str, str], bits: int
+) -> None:
+    monkeypatch.setattr(int8_layouts, "is_arm", lambda: arm)
+    monkeypatch.setattr(int8_layouts, "int8_instructions", tuple)
+    found = layout_asked(QuantizeConfig(**asked))
+    if arm and "activation_type" not in asked and asked.get("form") == "qdq":
+        types = ("int8", "int8")
+    if arm and not asked.get("reduce_range"):
+        bits = 8  # nothing saturates there
+    assert (found.activation_type, found.weight_type) == types
+    assert found.reduce_range == (bits == 7)
+
+
+def test_a_dynamic_form_of_int8_activations_is_refused() -> None:
+    with pytest.raises(ToolError, match="form dynamic rounds activations to uint8"):
+        QuantizeConfig(form="dynamic", activation_type="int8")
+
+
+def test_a_form_that_would_leave_all_in_float_is_refused(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    nodes = tuple(node.name for node in onnx.load(exported.path).graph.node)
+    config = QuantizeConfig(form="qdq", nodes_to_exclude=nodes)
+    with pytest.raises(ToolError, match=r"no product of .* becomes int8 in uint8/int8, qdq"):
+        quantize(exported, digits, tmp_path / "x.onnx", config, measure_speedups=twice_as_fast)
     assert not (tmp_path / "x.onnx").exists()
 
 

@@ -132,6 +132,51 @@ def test_a_matrix_is_summed_in_pairs_of_sixteen_bits(name: str, signed: bool, tm
     assert np.allclose(found, answers(proto, tmp_path) / OUT, atol=0.01) == saturates("int8")
 
 
+def windows(codes: NDArray[np.int64], kernel: tuple[int, ...], zero: int, settings: dict) -> NDArray[np.int64]:
+    """Return what each output place of a convolution reads of codes (N, C, ...): (N, C, ..., positions)."""
+    rank = len(kernel)
+    strides, dilations = settings.get("strides", [1] * rank), settings.get("dilations", [1] * rank)
+    reaches = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
+    pads = settings.get("pads", [0] * 2 * rank)
+    around = [(pads[axis], pads[axis + rank]) for axis in range(rank)]
+    if "auto_pad" in settings:
+        sizes = [-(-size // stride) for size, stride in zip(codes.shape[2:], strides, strict=True)]
+        short = [
+            (out - 1) * stride + reach - size
+            for out, stride, reach, size in zip(sizes, strides, reaches, codes.shape[2:], strict=True)
+        ]
+        around = [(one // 2, one - one // 2) for one in short]
+        around = around if settings["auto_pad"] == "SAME_UPPER" else [(after, before) for before, after in around]
+    padded = np.pad(codes, [(0, 0), (0, 0), *around], constant_values=zero)
+    axes = tuple(range(2, 2 + rank))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, reaches, axes)
+    seen = seen[(..., *(slice(None, None, one) for one in dilations))]
+    seen = seen[(slice(None), slice(None), *(slice(None, None, one) for one in strides))]
+    return seen.reshape(*seen.shape[: 2 + rank], -1)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["uint8", "int8"])
+@pytest.mark.parametrize("name", [name for name in CONVOLUTIONS if name != "depthwise"])
+def test_a_convolution_is_summed_in_pairs_of_sixteen_bits(name: str, signed: bool, tmp_path: Path) -> None:
+    proto = example(name, signed)
+    weight = numpy_helper.to_array(proto.graph.initializer[2]).astype(np.int64)
+    zero = int(numpy_helper.to_array(proto.graph.initializer[1]))
+    codes = np.rint(samples(proto) / IN).astype(np.int64) + zero
+    offset = 128 if signed else 0
+    settings = CONVOLUTIONS[name]
+    groups = settings.get("group", 1)
+    seen = windows(codes, weight.shape[2:], zero, settings) + offset
+    sums = []
+    for read, of_group in zip(np.split(seen, groups, 1), np.split(weight, groups), strict=True):
+        rows = np.moveaxis(read, 1, -1)  # position by position, channels last
+        columns = np.moveaxis(of_group.reshape(*of_group.shape[:2], -1), 1, -1).reshape(len(of_group), -1).T
+        total = summed(rows.reshape(-1, len(columns)), columns) - (zero + offset) * columns.sum(0)
+        sums.append(np.moveaxis(total.reshape(*rows.shape[:-2], -1), -1, 1))
+    expected = (np.rint(np.concatenate(sums, 1) * (IN * WEIGHT / OUT)) + 128).clip(0, 255) - 128
+    found = answers(saturating(proto), tmp_path) / OUT
+    np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 def test_weights_of_seven_bits_cannot_saturate() -> None:
     proto = example("channels")
     weight = numpy_helper.to_array(proto.graph.initializer[2])
