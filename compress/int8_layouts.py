@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from core.errors import ToolError
+from core.errors import GateMissedError
 from core.machine import int8_instructions
 from core.sessions import provider_name
 
@@ -56,13 +56,13 @@ def fast_layout(provider: str, reduce_range: bool | None = None) -> Layout:
         reduce_range: Use 7 of 8 bits for weights; None asks this processor.
 
     Raises:
-        ToolError: ONNX Runtime has no fast static int8 there.
+        GateMissedError: ONNX Runtime has no fast static int8 there.
     """
     name = provider_name(provider)
     if name == "CUDAExecutionProvider":
-        raise ToolError(
-            "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels: a static int8 file "
-            "is slower there than float32; quantize for --provider cpu, or give both types explicitly"
+        raise GateMissedError(
+            "no int8 form is faster than float32 on CUDA: ONNX Runtime's provider has no int8 convolution or matrix "
+            "kernels; take --precision float16, quantize for --provider cpu, or give both types explicitly"
         )
     found = _fast_here()
     if reduce_range is None or reduce_range == found.reduce_range:
@@ -82,7 +82,7 @@ def layouts_worth_trying(
         operators: Of the graph, one for each node: the dynamic form is for those of matrices and of recurrences.
 
     Raises:
-        ToolError: ONNX Runtime has no fast static int8 there.
+        GateMissedError: ONNX Runtime has no fast static int8 there.
     """
     first = fast_layout(provider, reduce_range)
 

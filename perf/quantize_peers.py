@@ -8,8 +8,8 @@ pixels with random ones, of which only the speed means something. Every tool is 
 same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
 cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
 
-A model that was measured into the folder of --runs with the same packages is not measured again. --models measures
-some; of the others, what is there is listed.
+A model that was measured into the folder of --runs with the same packages and processor is not measured again. --models
+measures some; of the others, what is there, or stands in docs/results, is listed.
 
 A text model, fine-tuned before, is quantized in every way there is for it, and timed on texts of 32 tokens.
 
@@ -45,7 +45,7 @@ from core.batches import batches
 from core.data import Data, spread
 from core.data_reference import load_data
 from core.errors import ToolError
-from core.machine import package_versions
+from core.machine import package_versions, this_machine
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, explain, open_onnx
 from core.predict import preprocessing_of
@@ -64,6 +64,7 @@ PACKAGES = {
     "onnx-neural-compressor, QDQ": ["onnx-neural-compressor", "prettytable"],  # which it does not ask for
     "ModelOpt": ["nvidia-modelopt[onnx]"],
     "Olive": ["olive-ai", "requests"],  # so does Olive
+    "olive quantize": ["olive-ai", "requests"],
 }
 PEER_SECONDS = 1800
 TIMING = BenchConfig(threads=1, iterations=200, rounds=20, max_rounds=40, max_seconds=600.0)
@@ -71,6 +72,8 @@ TIMING = BenchConfig(threads=1, iterations=200, rounds=20, max_rounds=40, max_se
 
 Measured = tuple[list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]]
 """A model's rows, the peers that are left out with why, and its bars."""
+Found = dict[str, Any]
+"""The same by name: ``rows``, ``left_out`` and ``bars``, and the ``commit`` that they were measured at."""
 
 
 def main() -> None:
@@ -87,32 +90,31 @@ def main() -> None:
     given = parser.parse_args()
     try:
         data = load_data(given.data)
-        found = []
+        found: dict[str, Found] = {}
         for name in MODELS:
             reference = MODELS[name].format(weights=given.weights)
-            found += _once(
-                given.runs / name, name in given.models, partial(_measured, name, reference, data, given.peers)
-            )
-        if given.text_model:
-            texts = load_data(given.text_data)
-            found += _once(given.runs / "text", True, partial(_text, given.text_model, texts))
+            measure = partial(_measured, name, reference, data, given.peers) if name in given.models else None
+            found |= _once(name, given.runs / name, measure)
+        texts = partial(_text, given.text_model, load_data(given.text_data)) if given.text_model else None
+        found |= _once(TEXT, given.runs / "text", texts)
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     command = f"--data {Path(given.data).name} --weights {Path(given.weights).name} --peers PEERS"
-    if given.text_model:
-        command += f" --text-model {Path(given.text_model).name} --text-data {Path(given.text_data).name}"
+    if TEXT in found:
+        command += " --text-model CHECKPOINT --text-data sst2"
     measured = measured_here(
         RESULT,
         f"python perf/quantize_peers.py {command}",
-        rows=[row for rows, _, _ in found for row in rows],
-        left_out=[one for _, missing, _ in found for one in missing],
+        commits={name: one["commit"] for name, one in found.items()},
+        rows=[row for one in found.values() for row in one["rows"]],
+        left_out=[missing for one in found.values() for missing in one["left_out"]],
         bars=[
-            *(bar for _, _, bars in found for bar in bars),
+            *(bar for one in found.values() for bar in one["bars"]),
             {"name": "models", "value": len(found), "limit": len(MODELS) + 1, "ok": len(found) == len(MODELS) + 1},
         ],
     )
-    others = [one for one in published(RESULT).get("processors", ()) if _instructions(one) != _instructions(measured)]
+    others = [one for one in _sections() if _instructions(one["machine"]) != _instructions(measured["machine"])]
     processors = [*others, measured]
     publish(
         {"name": RESULT, "processors": processors, "bars": measured["bars"]},
@@ -128,18 +130,37 @@ MODELS = {
 }
 
 
-def _once(folder: Path, wanted: bool, measure: Callable[[], Measured]) -> list[Measured]:
-    """Return what a folder holds, measured into it if need be and wanted; nothing where neither is so."""
+def _once(name: str, folder: Path, measure: Callable[[], Measured] | None) -> dict[str, Found]:
+    """Return what a folder holds of a model, measured into it if need be; else what is published; else nothing."""
+    machine = this_machine().model_dump()
+    here = {"versions": package_versions(), "cpu": machine["cpu"], "int8": _instructions(machine)}
     note = folder / "measured.json"
     noted = json.loads(note.read_text()) if note.exists() else {}
-    if noted.get("versions") == package_versions():
-        return [noted["found"]]
-    if not wanted:
-        return []
-    found = measure()
+    if noted.get("here") == here:
+        return {name: noted["found"]}
+    if measure is None:
+        return _published(name, here)
+    made_at = commit()
+    rows, left_out, bars = measure()
+    found = {"commit": made_at, "rows": rows, "left_out": left_out, "bars": bars}
     with whole_file(note) as part:
-        part.write_text(json.dumps({"versions": package_versions(), "commit": commit(), "found": found}))
-    return [found]
+        part.write_text(json.dumps({"here": here, "found": found}))
+    return {name: found}
+
+
+def _published(name: str, here: dict[str, Any]) -> dict[str, Found]:
+    """Return what docs/results holds of a model, measured on such a processor with the same packages."""
+    for one in _sections():
+        machine = one["machine"]
+        where = {"versions": one["versions"], "cpu": machine["cpu"], "int8": _instructions(machine)}
+        if where == here and name in one.get("commits", ()):
+            of_model = {key: [row for row in one[key] if row["model"] == name] for key in ("rows", "left_out", "bars")}
+            return {name: {"commit": one["commits"][name], **of_model}}
+    return {}
+
+
+def _sections() -> list[dict[str, Any]]:
+    return list(published(RESULT).get("processors", ()))
 
 
 def _measured(name: str, reference: str, data: Data, peers: Path) -> Measured:
@@ -282,6 +303,7 @@ def _bars(model: str, rows: list[dict[str, Any]], seconds: float | None) -> list
         )
         bars.append(
             {
+                "model": model,
                 "name": f"{model}: ours over the fastest peer ({fastest['tool']}); kept where their intervals meet",
                 "value": ours["speedup"] / fastest["speedup"],
                 "limit": 1.0,
@@ -290,15 +312,14 @@ def _bars(model: str, rows: list[dict[str, Any]], seconds: float | None) -> list
         )
     if seconds is not None:
         lost = by_tool[FLOAT]["accuracy"] - ours["accuracy"]
-        bars.append({"name": f"{model}: points lost", "value": lost, "limit": MOST_POINTS, "ok": lost <= MOST_POINTS})
-        bars.append(
-            {"name": f"{model}: seconds", "value": seconds, "limit": MOST_SECONDS, "ok": seconds <= MOST_SECONDS}
-        )
+        for what, value, limit in (("points lost", lost, MOST_POINTS), ("seconds", seconds, MOST_SECONDS)):
+            name = f"{model}: {what}"
+            bars.append({"model": model, "name": name, "value": value, "limit": limit, "ok": value <= limit})
     return bars
 
 
-def _instructions(result: dict[str, Any]) -> str:
-    return ", ".join(result["machine"]["int8_instructions"]) or "no int8 instructions"
+def _instructions(machine: dict[str, Any]) -> str:
+    return ", ".join(machine["int8_instructions"]) or "no int8 instructions"
 
 
 def _section(result: dict[str, Any]) -> str:
@@ -319,8 +340,10 @@ def _section(result: dict[str, Any]) -> str:
     )
     missing = "".join(f"- {one['peer']} on {one['model']}: {one['why']}\n" for one in result["left_out"])
     left_out = f"Left out:\n\n{missing}" if missing else ""
-    title = f"On a processor with {_instructions(result)}"
-    return page(title, result, table, bars_table(result["bars"]), left_out, level=2)
+    commits = [f"{name} {made_at}" for name, made_at in result.get("commits", {}).items()]
+    measured_at = f"Measured at: {'; '.join(commits)}.\n" if commits else ""
+    title = f"On a processor with {_instructions(result['machine'])}"
+    return page(title, result, table, bars_table(result["bars"]), measured_at, left_out, level=2)
 
 
 def _say(text: str) -> None:
