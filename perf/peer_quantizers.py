@@ -147,7 +147,7 @@ def olive_command(source: Path, _: NDArray[np.float32], output: Path) -> None:
     """``olive quantize`` to int8: it reads no samples of an .onnx file, and so rounds by the ranges met in running."""
     with tempfile.TemporaryDirectory() as scratch:
         olive_here = Path(sys.executable).parent / "olive"
-        asked = ["quantize", "-m", source, "--precision", "int8", "--implementation", "ort", "-o", scratch]
+        asked = ["quantize", "-m", str(source), "--precision", "int8", "--implementation", "ort", "-o", scratch]
         subprocess.run([olive_here, *asked, "--disable_telemetry"], check=True)
         onnx.save(onnx.load(next(Path(scratch).rglob("*.onnx"))), output)
 
