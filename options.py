@@ -191,6 +191,13 @@ prune_options = _together(
         help="Keep channel counts at multiples of this.",
     ),
     click.option(
+        "--max-pruning-ratio",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.9,
+        show_default=True,
+        help="Share of one layer's channels that is never exceeded.",
+    ),
+    click.option(
         "--prune-heads",
         is_flag=True,
         help="Take whole attention heads, in place of channels of every head; with --allocation uniform.",

@@ -15,7 +15,7 @@ import torch_pruning
 from torch import nn
 
 from compress.attention_heads import fit_attention, split_projections
-from compress.channel_graph import SEEN_WHEN_CALLED, ChannelGraph, ChannelPruner
+from compress.channel_graph import SEEN_WHEN_CALLED, ChannelGraph, ChannelPruner, least_kept
 from compress.held_widths import fit_widths
 from compress.left_whole import is_layer, left_whole
 from compress.recurrent_channels import RECURRENT, RecurrentPruner, opaque_recurrence
@@ -73,13 +73,12 @@ def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, rat
         original: The module to cut, with gradients where the importance needs them; left untouched.
         model: The model it is of.
         settings: How to rank.
-        ratio: Share of the channels.
+        ratio: Share of the channels, `max_pruning_ratio` of the settings at most.
 
     Raises:
         ToolError: torch-pruning cannot follow the module.
     """
     module = _copy_with_gradients(original)
-    ratio = min(ratio, settings.max_pruning_ratio)
     heads = {layer: _least_of_heads(ratio, count) for layer, count in split_projections(module).items()}
     _step(
         module,
@@ -161,7 +160,7 @@ def pruner_of(
                     isomorphic=settings.scope == "isomorphic",
                     max_pruning_ratio=settings.max_pruning_ratio,
                     ignored_layers=[present[path] for path in settings.ignored if path in present],
-                    round_to=settings.round_to if settings.round_to > 1 else None,
+                    round_to=settings.round_to,
                     # the library's defaults are one mutable dictionary that all pruners of a process would share
                     in_channel_groups={},
                     out_channel_groups={},
@@ -268,11 +267,6 @@ def _copy_with_gradients(original: nn.Module) -> nn.Module:
     for parameter, source in zip(module.parameters(), original.parameters(), strict=True):
         parameter.grad = None if source.grad is None else source.grad.clone()
     return module
-
-
-def least_kept(width: int, max_pruning_ratio: float) -> int:
-    """Return how many of so many channels stay at least."""
-    return max(1, round((1 - max_pruning_ratio) * width))
 
 
 def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) -> torch.Tensor:

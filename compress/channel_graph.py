@@ -4,6 +4,7 @@ Splits and shuffles know where each channel goes. Channels that go together are 
 the library follows every path, of which blocks that split and concatenate make exponentially many.
 """
 
+import math
 from collections.abc import Iterator
 from numbers import Number
 from typing import Any
@@ -94,8 +95,9 @@ class ChannelGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # torc
         group = Group()
         group._DG = self
         for dependency, root_of in found.values():
-            item = GroupItem(dep=dependency, idxs=list(root_of))
-            item.root_idxs = list(root_of.values())
+            channels, roots = zip(*sorted(root_of.items()), strict=True)  # the library's importances sort some, not all
+            item = GroupItem(dep=dependency, idxs=list(channels))
+            item.root_idxs = list(roots)
             group._group.append(item)
         return group
 
@@ -108,7 +110,8 @@ class ChannelGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # torc
                 parts = parts_of(node, self._width_into(node))
                 nodes |= {part.module: part for part in parts}
                 if parts:
-                    self.splits.append(Split(node.module, tuple(node.module.split_sizes), owners.get(node.grad_fn)))
+                    owner, told = owners.get(node.grad_fn, (None, frozenset()))
+                    self.splits.append(Split(node.module, tuple(node.module.split_sizes), owner, told))
             elif shuffle := shuffle_at(node):
                 del nodes[node.module]
                 node.module, node.type = shuffle, OPTYPE.CUSTOMIZED
@@ -140,6 +143,18 @@ class ChannelPruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
         finally:
             dependency.DependencyGraph = own
 
+    def _is_atten_group(self, group: Group) -> Any:
+        self._looked_at = group  # before the library asks how many of its channels go
+        return super()._is_atten_group(group)
+
+    def _round_to(self, n_pruned: int, current_channels: int, round_to: int) -> int:
+        """Return how many sets of a group's channels go, of so many that are to, within its share and to multiples."""
+        parts = self._get_channel_groups(self._looked_at)
+        width, unit = current_channels // parts, round_to // math.gcd(round_to, parts)
+        least = -(-least_kept(width, self.max_pruning_ratio) // unit) * unit
+        kept = width - n_pruned
+        return width - min(width, max(kept - kept % unit, least))
+
     def is_followed(self, group: Group) -> bool:
         """Return whether all layers of a group have the channels that are to go, and these come in equal parts."""
         return all(self._has(item) for item in group.items) and self._num_parts(group) > 0
@@ -165,6 +180,11 @@ class ChannelPruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
 
     def _get_channel_groups(self, group: Group) -> int:
         return int(max(self._num_parts(group), super()._get_channel_groups(group)))
+
+
+def least_kept(width: int, max_pruning_ratio: float) -> int:
+    """Return how many of so many channels stay at least."""
+    return max(1, math.ceil((1 - max_pruning_ratio) * width - 1e-9))
 
 
 def _mapping(dependency: Dependency) -> Any:

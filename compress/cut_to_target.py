@@ -140,7 +140,7 @@ def _bisect(
     progress: Progress,
 ) -> tuple[float, nn.Module]:
     """Bisect the pruning ratio for the least cut that reaches the target; `missed` tells how close it came."""
-    low, high = 0.0, 1.0
+    low, high = 0.0, settings.max_pruning_ratio
     best: tuple[float, nn.Module] | None = None
     tried: list[dict[str, float]] = []
     for attempt in range(BISECTION_STEPS):

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 from torch import nn
 
-from compress.channel_cut import CutSettings, least_kept
+from compress.channel_cut import CutSettings
+from compress.channel_graph import least_kept
 from compress.channel_groups import ChannelGroup, without
 from compress.damage import Change
 from compress.residual_blocks import passed_over
@@ -79,7 +80,7 @@ class LatencyTable:
                 continue
             whole = self.ms[shape]
             share = 1.0
-            for group in groups:
+            for group in groups if whole else ():
                 if group.name in left and (path in group.outputs or path in group.inputs):
                     share *= self.ms[narrowed(shape, path, left, [group])] / whole
             total += whole * share + self.overhead_ms

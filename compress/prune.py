@@ -15,7 +15,7 @@ from compress.ranking import RankingConfig, prepare_ranking
 from compress.recurrent_channels import RECURRENT
 from core.data import Data
 from core.describe import num_macs
-from core.errors import ToolError, require
+from core.errors import GateMissedError, ToolError, require
 from core.history import step
 from core.measuring import Measuring, SpeedTarget
 from core.predict import accuracy, predict
@@ -72,6 +72,10 @@ class PruneConfig(RankingConfig):
         name, value = given[0], getattr(self, given[0])
         if name == "pruning_ratio":
             require(0 < value < 1, f"pruning_ratio is {value}; it must be in (0, 1)")
+            require(
+                value <= self.max_pruning_ratio,
+                f"pruning_ratio is {value}, above max_pruning_ratio {self.max_pruning_ratio}; raise that too",
+            )
         elif name == "latency_ms":
             require(value > 0, f"latency_ms is {value}; it must be positive")
         else:
@@ -175,21 +179,24 @@ def prune(
     )
     own_ms = _own_ms(model, config, measuring)
     target = _own_target(model, baseline, config, measuring, own_ms)
-    if measuring is not None and own_ms is not None:
-        cut = cut_to_speed(
-            original,
-            model,
-            settings,
-            SpeedTarget(target, config.latency_ms),
-            own_ms,
-            data,
-            measuring,
-            num_samples=config.sensitivity_samples,
-            drop_blocks=config.drop_blocks,
-            progress=progress,
-        )
-    else:
-        cut = cut_to_size(original, model, settings, config.target, target, progress)
+    try:
+        if measuring is not None and own_ms is not None:
+            cut = cut_to_speed(
+                original,
+                model,
+                settings,
+                SpeedTarget(target, config.latency_ms),
+                own_ms,
+                data,
+                measuring,
+                num_samples=config.sensitivity_samples,
+                drop_blocks=config.drop_blocks,
+                progress=progress,
+            )
+        else:
+            cut = cut_to_size(original, model, settings, config.target, target, progress)
+    except GateMissedError as error:
+        raise _counted_from_baseline(error, target, config) from error
     module = cut.module
     module.zero_grad(set_to_none=True)
     pruned = replace(
@@ -265,6 +272,16 @@ def _own_target(
             f"the model is at {reached:.2f}x its baseline as it is; {config.target} {target:g} asks for nothing to go"
         )
     return target / reached
+
+
+def _counted_from_baseline(error: GateMissedError, target: float, config: PruneConfig) -> GateMissedError:
+    """Return the error with what its factors are counted from, where the user counts from a baseline."""
+    asked: float = getattr(config, config.target)
+    if config.target == "latency_ms" or asked == target:
+        return error
+    return GateMissedError(
+        f"{error} (counted from the model as it is, at {asked / target:.2f}x its baseline)", error.tried
+    )
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:

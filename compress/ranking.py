@@ -28,9 +28,9 @@ class RankingConfig:
 
     Attributes:
         importance: Which channels of a layer go first: ``magnitude`` (L2 norm of a channel's weights), ``bn``
-            (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (He et al. 2019), ``taylor``
-            (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order, LeCun et al. 1990),
-            or ``random``.
+            (batch-norm scale, Liu et al. 2017), ``lamp`` (Lee et al. 2021), ``fpgm`` (after He et al. 2019, of squared
+            weights), ``taylor`` (first-order change of the loss, Molchanov et al. 2019), ``hessian`` (second-order,
+            LeCun et al. 1990), or ``random``.
         max_pruning_ratio: Share of one layer's channels that is never exceeded, in (0, 1]; a residual block that may
             go goes whole.
         ignore: Paths of modules to leave whole, blocks with their inputs; the classifier always is.

@@ -29,11 +29,13 @@ class Split:
         operation: torch-pruning's, which knows the sizes of the parts as they are now.
         sizes: Those that it had.
         owner: The module that splits.
+        told: The numbers, and sequences of numbers, that it said in splitting.
     """
 
     operation: Any
     sizes: tuple[int, ...]
     owner: nn.Module | None
+    told: frozenset[Any]
 
 
 class Part:
@@ -122,7 +124,7 @@ def parts_of(split: Node, width: int | None) -> list[Node]:
 
 
 def fit_splits(splits: Sequence[Split]) -> None:
-    """Let modules that split what was narrowed know the new sizes: attributes that held the old ones."""
+    """Let modules that split what was narrowed know the new sizes: attributes that held the old ones, and told them."""
     for split in splits:
         before, after = split.sizes, tuple(split.operation.split_sizes)
         if split.owner is None or after == before:
@@ -132,14 +134,14 @@ def fit_splits(splits: Sequence[Split]) -> None:
             now[before[0]] = after[0]
         for name, value in list(vars(split.owner).items()):
             known = tuple(value) if isinstance(value, (list, tuple)) else value
-            if isinstance(known, (int, tuple)) and known in now:
+            if isinstance(known, (int, tuple)) and known in split.told and known in now:
                 setattr(split.owner, name, now[known])
 
 
 @contextmanager
-def owners_of_splits(model: nn.Module) -> Iterator[dict[Any, nn.Module]]:
-    """Fill a dictionary while the model runs: the autograd node of each split -> the module that does it."""
-    owners: dict[Any, nn.Module] = {}
+def owners_of_splits(model: nn.Module) -> Iterator[dict[Any, tuple[nn.Module, frozenset[Any]]]]:
+    """Fill a dictionary while the model runs: the autograd node of each split -> the module, and what it told."""
+    owners: dict[Any, tuple[nn.Module, frozenset[Any]]] = {}
     with paths_entered(model) as entered:
 
         class Watch(TorchFunctionMode):
@@ -147,11 +149,25 @@ def owners_of_splits(model: nn.Module) -> Iterator[dict[Any, nn.Module]]:
                 made = function(*arguments, **(named or {}))
                 first = made[0] if isinstance(made, (list, tuple)) and made else None
                 if isinstance(first, Tensor) and first.grad_fn is not None and "Split" in first.grad_fn.name():
-                    owners[first.grad_fn] = model.get_submodule(entered[-1])
+                    owners[first.grad_fn] = (
+                        model.get_submodule(entered[-1]),
+                        _numbers((*arguments, *(named or {}).values())),
+                    )
                 return made
 
         with Watch():
             yield owners
+
+
+def _numbers(arguments: Sequence[Any]) -> frozenset[Any]:
+    """Return the numbers among arguments, and the sequences of numbers with what they hold."""
+    found: set[Any] = set()
+    for one in arguments:
+        if isinstance(one, int):
+            found.add(one)
+        elif isinstance(one, (list, tuple)) and all(isinstance(number, int) for number in one):
+            found |= {tuple(one), *one}
+    return frozenset(found)
 
 
 def _alike(sizes: Sequence[int]) -> bool:

@@ -56,7 +56,8 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
     """
     found: dict[str, LayerShape] = {}
 
-    def note(path: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def note(path: str, module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        inputs = (*given, *named.values())
         if isinstance(module, nn.Linear):
             found[path] = LayerShape(
                 kind="linear",
@@ -90,7 +91,9 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
     with ExitStack() as hooks:
         for path, module in model.module.named_modules():
             hooks.enter_context(
-                module.register_forward_pre_hook(lambda module, inputs, path=path: note(path, module, inputs))
+                module.register_forward_pre_hook(
+                    lambda module, given, named, path=path: note(path, module, given, named), with_kwargs=True
+                )
             )
         run_once(model)
     return found

@@ -123,7 +123,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(module).items()
-        if name != "training" and not name.startswith("_") and _is_plain(value)
+        if name != "training" and _is_plain(value)
     }
 
 

@@ -95,15 +95,27 @@ class Uncalled(nn.Module):
 
 
 class HoldsItsWidth(nn.Module):
-    """Reshapes to a width that it holds."""
+    """Reshapes to widths that it holds, one of them for itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.width = CHANNELS
+        self._width = CHANNELS
         self.conv = nn.Conv2d(CHANNELS, CHANNELS, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).reshape(x.shape[0], self.width, *x.shape[2:])
+        return self.conv(x.reshape(x.shape[0], self._width, *x.shape[2:])).reshape(x.shape[0], self.width, *x.shape[2:])
+
+
+class HoldsANumber(Halves):
+    """Holds a number that happens to be the width of a half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = CHANNELS // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.factor
 
 
 class Multiplies(nn.Module):
@@ -132,7 +144,8 @@ class Biased(nn.Module):
         return (scores.softmax(-1) @ flat).transpose(1, 2).reshape(x.shape)
 
 
-BLOCKS = {one.__name__: one for one in (Halves, Parts, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies)}
+ALL = (Halves, HoldsANumber, Parts, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies)
+BLOCKS = {one.__name__: one for one in ALL}
 
 
 def model(num_classes: int = 10, in_chans: int = 1, block: str = "Halves", depth: int = 1) -> nn.Module:

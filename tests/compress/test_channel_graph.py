@@ -22,25 +22,27 @@ def load(name: str) -> TorchModel:
     return load_torch_model(f"{MODELS}:{name}", input_shape=(1, 4, 4))
 
 
-def settings(*ignored: str) -> CutSettings:
+def settings(*ignored: str, importance: str = "magnitude") -> CutSettings:
     return CutSettings(
-        importance="magnitude", scope="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
+        importance=importance, scope="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
     )
 
 
-@pytest.mark.parametrize("block", ["Halves", "Parts", "Uneven", "Shuffle"])
+@pytest.mark.parametrize("block", ["Halves", "HoldsANumber", "Parts", "Uneven", "Shuffle"])
 @pytest.mark.parametrize("share", [0.25, 0.5])
-def test_silenced_channels_answer_like_cut_ones(block: str, share: float) -> None:
+@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+def test_silenced_channels_answer_like_cut_ones(block: str, share: float, importance: str) -> None:
     model = load(f"model,block={block}")
     model.module.eval()
     inputs = torch.randn(4, 1, 4, 4)
+    model.module(inputs).square().sum().backward()
     looked_at = 0
-    for group in channel_groups(model.module, model, settings("3.linear")):
+    for group in channel_groups(model.module, model, settings("3.linear", importance=importance)):
         removed = round(share * group.width)
         with without(model.module, group, removed):
             silenced = model.module(inputs)
         left = (group.width - removed + 0.5) / group.width
-        cut = cut_groups(model.module, model, settings("3.linear"), {tuple(group.outputs): left})
+        cut = cut_groups(model.module, model, settings("3.linear", importance=importance), {tuple(group.outputs): left})
         torch.testing.assert_close(silenced, cut(inputs))
         looked_at += 1
     assert looked_at

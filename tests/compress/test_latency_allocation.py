@@ -42,6 +42,15 @@ def test_what_cannot_be_saved_is_not_chosen() -> None:
     assert choose([(Option(),)], 0.0) == Option()
 
 
+def test_layers_that_take_no_time_are_no_trouble(tiny: str, digits: Data) -> None:
+    """The profiler tells whole microseconds."""
+    model = load_torch_model(f"{tiny}:cnn", digits)
+    groups = channel_groups(model.module, model, SETTINGS)
+    table = latency_table(layer_shapes(model), groups, SETTINGS, lambda shapes: [0.0 for _ in shapes], 1.0)
+    left = {group.name: group.width // 2 for group in groups}
+    assert table.total_ms(groups, left, ()) == pytest.approx(1.0)
+
+
 def test_the_table_knows_what_a_narrowed_model_costs(tiny: str, digits: Data) -> None:
     model = load_torch_model(f"{tiny}:cnn", digits)
     groups = channel_groups(model.module, model, SETTINGS)

@@ -168,6 +168,16 @@ def test_pruning_in_steps_counts_from_the_baseline(deep: TorchModel, digits: Dat
     assert report.measured_speedup < 1.5
 
 
+@pytest.mark.parametrize("target", ["speedup", "macs_ratio"])
+def test_out_of_reach_of_a_baseline_says_what_its_factors_count_from(
+    target: str, deep: TorchModel, digits: Data
+) -> None:
+    half_way = pruned(deep, digits, speedup=1.5).model
+    config = PruneConfig(**{target: 50.0}, max_pruning_ratio=0.5, sensitivity_samples=32)
+    with pytest.raises(GateMissedError, match=r"counted from the model as it is, at 1\.\d+x its baseline\)$"):
+        prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep)
+
+
 @pytest.mark.parametrize("target", ["speedup", "macs_ratio", "params_ratio"])
 def test_a_factor_that_is_reached_already_says_so(target: str, deep: TorchModel, digits: Data) -> None:
     half_way = pruned(deep, digits, speedup=1.5).model

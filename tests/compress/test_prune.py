@@ -94,6 +94,30 @@ def test_a_target_out_of_reach_says_how_close_it_came(trained: TorchModel, targe
     assert len(reached) == len({row["pruning_ratio"] for row in caught.value.tried}) > 3
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform", "isomorphic"])
+@pytest.mark.parametrize(
+    ("ratio", "most", "round_to", "least_left"),
+    [(0.9, 0.9, 1, 2), (0.3, 0.3, 8, 16), (0.6, 0.9, 16, 16), (0.5, 0.9, 6, 6), (0.9, 0.9, 3, 3)],
+)
+def test_no_layer_loses_more_than_its_share(
+    trained: TorchModel, allocation: str, ratio: float, most: float, round_to: int, least_left: int
+) -> None:
+    """Nor for the sake of multiples; where those ask for more than may go, fewer channels go, or none."""
+    config = PruneConfig(pruning_ratio=ratio, max_pruning_ratio=most, round_to=round_to, allocation=allocation)
+    if least_left == 16:
+        with pytest.raises(ToolError, match="nothing was removed"):
+            prune(trained, config)
+        return
+    left = [layer.channels_left for layer in prune(trained, config).report.layers]
+    assert min(left) == least_left
+    assert all(one % round_to == 0 for one in left)
+
+
+def test_a_share_beyond_what_a_layer_may_lose_is_refused() -> None:
+    with pytest.raises(ToolError, match=r"pruning_ratio is 0\.95, above max_pruning_ratio 0\.9; raise that too"):
+        PruneConfig(pruning_ratio=0.95)
+
+
 def test_no_layer_is_emptied(trained: TorchModel) -> None:
     result = prune(trained, PruneConfig(pruning_ratio=0.95, max_pruning_ratio=1.0))
     assert min(widths(result.model).values()) >= 1

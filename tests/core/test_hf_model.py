@@ -6,10 +6,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_text import VOCABULARY, write_bert, write_texts
 
+from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
 from core.data_reference import load_data
@@ -17,7 +19,8 @@ from core.describe import describe
 from core.errors import ToolError
 from core.model_reference import load_model, load_torch_model, reference_digest
 from core.predict import check_reads, check_same_task, predict
-from core.torch_model import torch_digest
+from core.torch_model import num_params, torch_digest
+from export.to_onnx import ExportConfig, export
 
 TEXTS = ["a good film", "the plot is bad , and dull !", "films " * 40]
 
@@ -47,6 +50,16 @@ def test_texts_become_what_its_own_tokenizer_makes_of_them(bert: Path) -> None:
     for spec, one in zip(model.inputs, found, strict=True):
         assert torch.equal(one, expected[spec.name])
     assert found[0].shape == (3, 24)
+
+
+def test_a_pruned_one_exports_and_rebuilds(bert: Path, texts: Data, tmp_path: Path) -> None:
+    model = load_torch_model(f"hf:{bert}", texts)
+    pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform"), data=texts).model
+    assert num_params(pruned.module) < 0.8 * num_params(model.module)
+    export(pruned, tmp_path / "pruned.onnx", ExportConfig())
+    save_checkpoint(pruned, tmp_path / "pruned")
+    found, _ = predict(load_checkpoint(tmp_path / "pruned"), texts, "test")
+    np.testing.assert_allclose(found, predict(pruned, texts, "test")[0], rtol=1e-5, atol=1e-6)
 
 
 def test_weights_are_those_of_the_folder(bert: Path) -> None:
