@@ -78,7 +78,7 @@ def finetune(
         from core.data_reference import load_data
         from core.typed_config import with_settings
         from core.whole_output import refuse_overwrite
-        from stages import find_learning_rate, save_trained, start_model
+        from stages import drop_state, find_learning_rate, save_trained, start_model
 
         refuse = refuse_overwrite if find_lr else refuse_checkpoint
         refuse(output, force=force)
@@ -93,6 +93,7 @@ def finetune(
                     start, loaded, config, workspace=partial_folder(output), progress=progress, on_epoch=on_epoch
                 )
             save_trained(result.model, result.report, output)
+            drop_state(output)
             report = result.report
     render(report, given)
 
@@ -167,7 +168,7 @@ def distill(
         from core.data_reference import load_data
         from core.model_reference import load_model
         from core.typed_config import with_settings
-        from stages import save_trained, start_model
+        from stages import drop_state, save_trained, start_model
 
         refuse_checkpoint(output, force=force)
         config = with_settings(DistillConfig, options)
@@ -184,6 +185,7 @@ def distill(
                 on_epoch=on_epoch,
             )
         save_trained(result.model, result.report, output)
+        drop_state(output)
     render(result.report, given)
 
 

@@ -19,7 +19,7 @@ from core.torch_model import TorchModel, torch_digest
 from core.whole_output import whole_file
 from recipe import Recipe, Stage
 from run_folder import Done, RunFolder
-from stages import RUN_STAGE
+from stages import RUN_STAGE, drop_state
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     finished = Done(key=key, digest=digest, files_digest=current.files_digest(stage), seconds=seconds)
     with whole_file(folder / "done.json") as part:
         part.write_text(finished.model_dump_json() + "\n")
+    drop_state(current.path(stage))
     return StageReport(
         name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=json.loads(report.model_dump_json())
     )

@@ -129,9 +129,10 @@ def start_model(reference: str, donor: str | None, data: Data, seed: int) -> Tor
 
 
 def save_trained(model: TorchModel, report: Report, output: Path) -> None:
-    """Write a checkpoint with its report, and with its metrics where it was trained; drop the resumable state.
+    """Write a checkpoint with its report, and with its metrics where it was trained.
 
-    Where several processes trained it, the main one writes.
+    The state that an interrupted run goes on from stays, for `drop_state` once all that is to follow is written. Where
+    several processes trained it, the main one writes.
     """
     if not is_main_process():
         return
@@ -139,7 +140,12 @@ def save_trained(model: TorchModel, report: Report, output: Path) -> None:
     if isinstance(report, TrainReport):
         extra["metrics.jsonl"] = metrics_lines(report.metrics)
     save_checkpoint(model, output, extra_files=extra)
-    finish(partial_folder(output))
+
+
+def drop_state(output: Path) -> None:
+    """Remove what an interrupted run would go on from."""
+    if is_main_process():
+        finish(partial_folder(output))
 
 
 def find_learning_rate(

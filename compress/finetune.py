@@ -47,6 +47,8 @@ def finetune(
     """
     if not data.split("train").is_labelled:
         raise ToolError(f"{data.reference} has no labels to train on; distil from a teacher with kd_ratio 1")
+    if not data.split("validation").is_labelled:
+        raise ToolError(f"the validation split of {data.reference} has no labels to judge an epoch by; give it some")
     parent = torch_digest(model)
     if config.activation is not None:
         model = with_activation(model, config.activation)

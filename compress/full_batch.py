@@ -9,12 +9,27 @@ from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
 from compress.penalties import has_penalty, penalty, weights_of
+from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from compress.training_step import Loop, epoch_batches, loss_of
-from core.data import ArraySamples
+from core.data import ArraySamples, Split
 from core.errors import ToolError
+from core.processes import num_processes
 
 METHODS = {"lbfgs": "L-BFGS-B", "cg": "CG"}
 Vector = npt.NDArray[np.float64]
+
+
+def check_full_batch(split: Split, config: TrainConfig) -> None:
+    """Raise `ToolError` where an optimizer that sees all samples at once cannot serve: before anything is run."""
+    if config.optimizer not in FULL_BATCH_OPTIMIZERS:
+        return
+    if not isinstance(split.samples, ArraySamples):
+        raise ToolError(
+            f"{config.optimizer} reads all samples several times an iteration, and these are not tensors in memory but "
+            "read anew each time, from disk or as texts; take sgd or adamw"
+        )
+    if num_processes() > 1:
+        raise ToolError(f"{config.optimizer} runs in one process; take sgd or adamw to share the work")
 
 
 def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float], bool]) -> None:
@@ -28,15 +43,8 @@ def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float]
         after_iteration: Told the loss after each; returns whether to go on.
 
     Raises:
-        ToolError: The samples are not in memory, several processes train, or the loss is not finite.
+        ToolError: The loss is not finite.
     """
-    if not isinstance(loop.split.samples, ArraySamples):
-        raise ToolError(
-            f"{loop.config.optimizer} reads all samples several times an iteration, and these are not in memory but "
-            "read from disk each time; take sgd or adamw"
-        )
-    if loop.accelerator.num_processes > 1:
-        raise ToolError(f"{loop.config.optimizer} runs in one process; take sgd or adamw to share the work")
     parameters = [one for one in loop.trainee.parameters() if one.requires_grad]
 
     def value_and_slope(flat: Vector) -> tuple[float, Vector]:

@@ -17,12 +17,13 @@ def schedule_of(optimizer: Any, config: TrainConfig, steps_an_epoch: int) -> Any
     asked = config.warmup_epochs
     warmup_epochs = min(1.0, DEFAULT_WARMUP_RATIO * config.epochs) if asked is None else asked
     warmup = {"warmup_t": min(round(warmup_epochs * steps_an_epoch), num_steps - 1), "t_in_epochs": False}
+    falling = {"t_initial": num_steps - warmup["warmup_t"], "warmup_prefix": True, **warmup}  # from the highest rate
     if config.schedule == "cosine":
-        return CosineLRScheduler(optimizer, t_initial=num_steps, **warmup)
+        return CosineLRScheduler(optimizer, **falling)
     if config.schedule == "step":
         return StepLRScheduler(
             optimizer, decay_t=max(num_steps / 3, 1), decay_rate=STEP_DECAY, warmup_prefix=False, **warmup
         )
     if config.schedule == "constant":
         return StepLRScheduler(optimizer, decay_t=num_steps + 1, decay_rate=1.0, **warmup)
-    return PolyLRScheduler(optimizer, t_initial=num_steps, power=POWERS[config.schedule], **warmup)
+    return PolyLRScheduler(optimizer, power=POWERS[config.schedule], **falling)

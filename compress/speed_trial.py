@@ -68,8 +68,8 @@ def choose_speed(student: TorchModel, config: TrainConfig, num_steps: int) -> tu
     """Choose how to run a student, and return what was tried on the way.
 
     What the config fixes is not tried. The rest is timed on copies of the student, forward and backward of made-up
-    batches, and kept only where it beats the plain way (float32, eager, images channels last) by `LEAST_GAIN`; a run
-    too short to repay the trial takes the plain way.
+    batches, and kept only where it beats the plain way (float32, eager, images channels last) by `LEAST_GAIN`, and
+    compiled the best uncompiled way; a run too short to repay the trial takes the plain way.
 
     Args:
         student: What is to be trained.
@@ -91,13 +91,14 @@ def _measured(
     tried = {chosen: stopwatch.time(chosen)}
     if _seconds(tried[chosen], num_steps) < WORTH_A_TRIAL_SECONDS:
         return chosen, tuple(tried.values())
+    is_fixed = config.compile is not None
     for compiled in (False, True):
-        if compiled and _seconds(tried[chosen], num_steps) < WORTH_COMPILING_SECONDS:
+        if compiled and not is_fixed and _seconds(tried[chosen], num_steps) < WORTH_COMPILING_SECONDS:
             break
-        for one in others:
-            if one.compile == compiled and (not compiled or one.precision == chosen.precision):  # compiling takes long
+        for one in others:  # compiling takes long: where it is a choice, in the precision that won without
+            if one.compile == compiled and (is_fixed or not compiled or one.precision == chosen.precision):
                 tried[one] = stopwatch.time(one)
-        chosen = _best(tried, candidates[0])
+        chosen = _best(tried, chosen)
     logger.info("trains in %s: %s", _words(chosen), ", ".join(f"{_words(one)} {_figure(tried[one])}" for one in tried))
     return chosen, tuple(tried.values())
 
@@ -161,6 +162,7 @@ class _Stopwatch:
 
 
 def _best(tried: dict[Speed, Tried], plain: Speed) -> Speed:
+    """Return the fastest, where it beats the plain way by `LEAST_GAIN`."""
     worked = {speed: one.step_ms for speed, one in tried.items() if one.step_ms is not None}
     if not worked:
         return plain

@@ -43,7 +43,7 @@ class TeacherCache:
         self._shape = (num_samples, num_outputs)
         self._limit_bytes = limit_bytes
         self._open: dict[str, tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None] = {}
-        with start_accelerator().main_process_first():
+        with start_accelerator().local_main_process_first():  # each machine may have a disk of its own
             _check(folder, description)
 
     def read(self, variant: int, positions: Tensor, *, in_bfloat16: bool = False) -> tuple[Tensor, Tensor]:

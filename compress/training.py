@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
 from compress.divergence import require_finite_loss, require_finite_weights
-from compress.full_batch import minimise
+from compress.full_batch import check_full_batch, minimise
 from compress.learning_rate import schedule_of
 from compress.speed_trial import Speed, Tried, choose_speed
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
@@ -118,6 +118,7 @@ def train(
     """
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
+    check_full_batch(split, config)
     speed, tried = _speed(student, split, config, key, workspace)
     loop = prepare_loop(student, split, config, speed, loss, wrap)
     if workspace and loop.accelerator.is_main_process:

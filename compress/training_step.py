@@ -143,11 +143,11 @@ def prepare_loop(
         set_stochastic_depth(module, config.stochastic_depth)
     if config.quantization_aware:
         round_layers(module)
-    frozen = frozen_modules(module, config.freeze) if config.freeze else []
     # warmed up: of a few hundred steps a decay of 0.999 would keep more of the start than of what was learned
     average = ModelEmaV3(module, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     if accelerator.num_processes > 1:
         module = synchronised_batch_norm(module, accelerator.device)
+    frozen = frozen_modules(module, config.freeze) if config.freeze else []
     trainee = wrap(module).to(accelerator.device)
     sees_all_at_once = config.optimizer in FULL_BATCH_OPTIMIZERS
     batches = loader(
@@ -191,12 +191,12 @@ def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
     """Raise `ToolError` where images are to be augmented and the samples are none."""
     asked, kind = changed(config, IMAGE_AUGMENTATIONS), student.preprocessing.kind
+    samples = "are texts" if kind == "text" else f"have shape {student.inputs[0].shape}"
     if asked and kind != "image":
         verb = "augments" if len(asked) == 1 else "augment"
-        samples = "are texts" if kind == "text" else f"have shape {student.inputs[0].shape}"
         raise ToolError(f"{' and '.join(asked)} {verb} images; the samples {samples}")
-    if kind == "text" and changed(config, OF_IMAGES):
-        raise ToolError(f"{' and '.join(changed(config, OF_IMAGES))} is for models of images; the samples are texts")
+    if kind != "image" and (given := changed(config, OF_IMAGES)):
+        raise ToolError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for images; the samples {samples}")
 
 
 def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> None:
@@ -204,6 +204,11 @@ def _check_shareable(split: Split, config: TrainConfig, num_processes: int) -> N
         raise ToolError(
             f"batch_size is {config.batch_size}; it must be a multiple of the {num_processes} processes that share "
             "each batch"
+        )
+    if len(split) < config.batch_size:
+        raise ToolError(
+            f"{len(split)} samples do not fill a batch of {config.batch_size}, which several processes would fill up "
+            "with samples taken twice; give a smaller batch_size"
         )
     if part_size(config) < 2:
         raise ToolError(

@@ -48,7 +48,8 @@ def replace_activations(module: nn.Module, activation: str) -> None:
     Raises:
         ToolError: The model has no activation layer; its forward may call functions instead.
     """
-    found = [path for path, one in module.named_modules() if isinstance(one, REPLACED) and path]
+    named = module.named_modules(remove_duplicate=False)  # one layer may stand in several places
+    found = [path for path, one in named if path and _is_activation(one)]
     if not found:
         raise ToolError(
             "the model has no activation layers to replace: its forward calls functions; make them layers, "
@@ -58,3 +59,7 @@ def replace_activations(module: nn.Module, activation: str) -> None:
         parent, _, name = path.rpartition(".")
         setattr(module.get_submodule(parent), name, REPLACEMENTS[activation]())
     module.eval()
+
+
+def _is_activation(layer: nn.Module) -> bool:
+    return isinstance(layer, REPLACED) or type(layer).__module__ == "transformers.activations"

@@ -139,6 +139,8 @@ def survey(paths: Sequence[Path], mode: str | None, skip_bad: int = 0) -> tuple[
     size = sizes.pop() if len(sizes) == 1 else None
     if mode is not None:
         return mode, size
+    if not first_of_mode:
+        raise ToolError(f"none of the {len(paths)} images can be read, the first: {paths[0]}")
     if len(first_of_mode) > 1 or next(iter(first_of_mode)) not in MODE_CHANNELS:
         listing = ", ".join(f"{name} ({path})" for name, path in sorted(first_of_mode.items()))
         raise ToolError(f"the images are of mode {listing}; add ',mode=RGB' or ',mode=L' to the data to convert them")

@@ -14,7 +14,7 @@ from core.predict import accuracy, predict
 from core.result import Result
 from core.torch_model import TorchModel
 from core.whole_output import whole_file
-from stages import save_trained
+from stages import drop_state, save_trained
 
 SEED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "test accuracy %": lambda row: f"{row['test_accuracy']:.2f}",
@@ -53,6 +53,7 @@ def trained_once(
     }
     with whole_file(output / "accuracies.json") as part:
         part.write_text(json.dumps(found))
+    drop_state(output)
     return found
 
 

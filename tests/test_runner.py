@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+import runner
+from compress import training
+from core.errors import ToolError
 from core.onnx_model import open_onnx
 
 RECIPE = """
@@ -193,3 +196,26 @@ def test_changed_data_reruns_everything(run_some: Callable[..., Callable[..., Re
         images[:blank] = 0
         np.savez("some.npz", x_train=images, y_train=targets, x_test=images[:50], y_test=targets[:50])
         assert ran(run("data=some.npz", "teacher.epochs=1", "student.epochs=1")) == ["teacher", "student", "baseline"]
+
+
+def test_what_was_trained_before_its_note_was_written_is_not_trained_again(
+    run_some: Callable[..., Callable[..., Result]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: object) -> str:
+        raise ToolError("killed")
+
+    run = run_some("teacher")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "torch_digest", interrupted)
+        assert "killed" in run().stderr
+    folder = tmp_path / "runs" / "job" / "teacher"
+    assert (folder / "checkpoint.partial").exists()
+    assert not (folder / "done.json").exists()
+
+    def again(*_: object) -> None:
+        raise ToolError("it trains again")
+
+    monkeypatch.setattr(training, "train_step", again)
+    assert run().exit_code == 0
+    assert (folder / "done.json").exists()
+    assert not (folder / "checkpoint.partial").exists()

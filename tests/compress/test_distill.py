@@ -13,12 +13,15 @@ from torch.nn import functional
 from compress.distill import DistillConfig, Method, distill, distillation_loss
 from compress.finetune import FinetuneConfig, finetune
 from compress.logit_losses import kd_loss
-from core.data import Data
+from compress.teachers import asking
+from compress.training_step import TrainBatch
+from core.data import UNLABELLED, Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.input_spec import InputSpec
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, open_onnx
+from core.preprocessing import normalise
 from core.torch_model import TorchModel
 
 
@@ -75,6 +78,32 @@ def test_a_teacher_is_normalised_as_it_wants(untrained: TorchModel, trained: Tor
     student = dataclasses.replace(untrained, preprocessing=other)
     report = distill(student, trained, few_digits, DistillConfig(epochs=1, batch_size=64)).report
     assert report.teacher_accuracies[0] > 80
+
+
+def test_what_a_teacher_is_asked_in_training_is_normalised_as_it_wants(trained: TorchModel, few_digits: Data) -> None:
+    student = trained.preprocessing.model_copy(update={"mean": (0.9,), "std": (0.1,)})
+    pixels = few_digits.train.samples.array[:8]
+    batch = TrainBatch((pixels,), torch.zeros(8, dtype=torch.long), torch.arange(8), 0, False)
+    answer = asking([trained], few_digits, student, provider="cpu", threads=1)(batch).logits[0]
+    with torch.no_grad():
+        wanted, mistaken = (trained.module(*normalise((pixels,), one)) for one in (trained.preprocessing, student))
+    torch.testing.assert_close(answer, wanted)
+    assert not torch.allclose(wanted, mistaken, atol=0.1)
+
+
+def test_an_int8_teacher_teaches(untrained: TorchModel, quantized: OnnxModel, few_digits: Data) -> None:
+    config = DistillConfig(epochs=12, batch_size=64, lr=0.05, kd_ratio=1.0)
+    report = distill(untrained, quantized, few_digits, config).report
+    assert report.validation_accuracy > report.initial_accuracy + 20
+
+
+def test_a_validation_split_without_labels_judges_no_finetuning(untrained: TorchModel, few_digits: Data) -> None:
+    split = few_digits.split("validation")
+    data = dataclasses.replace(
+        few_digits, validation=dataclasses.replace(split, targets=torch.full_like(split.targets, UNLABELLED))
+    )
+    with pytest.raises(ToolError, match=r"the validation split of .* has no labels to judge an epoch by"):
+        finetune(untrained, data, FinetuneConfig())
 
 
 def test_a_teacher_with_other_classes_is_refused(untrained: TorchModel, trained: TorchModel, digits: Data) -> None:

@@ -15,6 +15,15 @@ def test_the_learning_rate_warms_up_and_falls_to_zero(untrained: TorchModel, few
     assert rates[-1] < 0.01
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "polynomial"])
+def test_the_rate_falls_from_where_the_warm_up_ended(schedule: str, untrained: TorchModel, few_digits: Data) -> None:
+    config = FinetuneConfig(epochs=8, batch_size=32, lr=0.1, schedule=schedule, warmup_epochs=4)
+    rates = [entry["lr"] for entry in finetune(untrained, few_digits, config).report.metrics]
+    assert max(rates) > 0.09
+    assert rates[5] == pytest.approx({"polynomial": 0.025}.get(schedule, 0.05), abs=0.006)
+    assert rates[-1] < 0.005
+
+
 @pytest.mark.parametrize(
     ("schedule", "middle", "end"),
     [

@@ -58,6 +58,37 @@ def test_the_fastest_is_taken(untrained: TorchModel, as_measured) -> None:
     assert len(tried) == 4
 
 
+def test_compiling_has_to_beat_the_best_without(untrained: TorchModel, as_measured) -> None:
+    as_measured(
+        {
+            way(): 100.0,
+            way(last=False): 90.0,
+            way("bfloat16"): 60.0,
+            way("bfloat16", last=False): 65.0,
+            way("bfloat16", compiled=True): 59.0,
+            way("bfloat16", last=False, compiled=True): 59.5,
+        }
+    )
+    assert choose_speed(untrained, TrainConfig(), LONG)[0] == way("bfloat16")
+
+
+@pytest.mark.parametrize("num_steps", [1500, LONG])
+def test_where_compiling_is_asked_for_precision_and_layout_are_tried(
+    untrained: TorchModel, as_measured, num_steps: int
+) -> None:
+    as_measured(
+        {
+            way(compiled=True): 100.0,
+            way(last=False, compiled=True): 90.0,
+            way("bfloat16", compiled=True): 40.0,
+            way("bfloat16", last=False, compiled=True): 50.0,
+        }
+    )
+    chosen, tried = choose_speed(untrained, TrainConfig(compile=True), num_steps)
+    assert chosen == way("bfloat16", compiled=True)
+    assert len(tried) == 4
+
+
 def test_a_small_gain_is_not_worth_another_way(untrained: TorchModel, as_measured) -> None:
     as_measured({way(): 100.0, way(last=False): 97.0})
     assert choose_speed(untrained, TrainConfig(compile=False, precision="float32"), LONG)[0] == way()

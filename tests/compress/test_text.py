@@ -102,8 +102,8 @@ def test_a_teacher_with_another_tokenizer_reads_the_texts_itself(taught: TorchMo
     [
         ({"flip": True}, "flip augments images; the samples are texts"),
         ({"mixup": 0.2, "crop_padding": 2}, "crop_padding and mixup augment images; the samples are texts"),
-        ({"channels_last": True}, "channels_last is for models of images; the samples are texts"),
-        ({"augmentations": 3}, "augmentations is for models of images"),
+        ({"channels_last": True}, "channels_last is for images; the samples are texts"),
+        ({"augmentations": 3}, "augmentations is for images"),
     ],
 )
 def test_what_is_for_images_is_refused(fresh: TorchModel, texts: Data, settings: dict[str, object], said: str) -> None:

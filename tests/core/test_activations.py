@@ -18,6 +18,20 @@ def test_every_activation_layer_is_replaced(activation: str) -> None:
     assert isinstance(module[2][1], nn.Sigmoid)  # a gate
 
 
+def test_a_layer_that_stands_in_two_places_is_replaced_in_both() -> None:
+    shared = nn.SiLU()
+    module = nn.Sequential(nn.Linear(2, 2), shared, nn.Linear(2, 2), shared)
+    replace_activations(module, "relu")
+    assert [type(one) for one in module] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
+
+
+def test_the_layers_of_transformers_are_replaced() -> None:
+    activations = pytest.importorskip("transformers.activations", reason="transformers is not installed")
+    module = nn.Sequential(nn.Linear(2, 2), activations.GELUActivation())
+    replace_activations(module, "relu")
+    assert isinstance(module[1], nn.ReLU)
+
+
 def test_a_model_from_timm_runs_with_relu() -> None:
     module = timm.create_model("mobilenetv3_small_050", num_classes=3).eval()
     replace_activations(module, "relu")

@@ -184,6 +184,10 @@ def test_so_many_unreadable_headers_are_passed_over(image_folder: MakeFolder, cu
     assert survey(paths, None, skip_bad=2) == ("RGB", (8, 6))
     with pytest.raises(ToolError, match=f"cannot read the image {paths[1]}"):
         survey(paths, None, skip_bad=1)
+    for path in paths[2:]:
+        cut(path, 0.04)
+    with pytest.raises(ToolError, match=f"none of the 4 images can be read, the first: {paths[0]}"):
+        survey(paths, None, skip_bad=4)
 
 
 def test_the_fingerprint_changes_with_name_size_and_time(image_folder: MakeFolder) -> None:
