@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import StopHereError, same_weights, stop_in_epoch
 
+from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.training_state import partial_folder
 from core.data import Data
@@ -33,6 +35,32 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     )
     assert epochs_seen == {"finetune epoch 3/4", "finetune epoch 4/4"}
     assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"optimizer": "adamw", "lr": 0.01}, {"optimizer": "nadam", "lr": 0.01}, {"mixup": 0.4}, {"cutmix": 1.0}],
+    ids=lambda settings: next(iter(settings.values())) if "optimizer" in settings else next(iter(settings)),
+)
+def test_optimizers_and_random_draws_go_on_where_they_were(
+    untrained: TorchModel, few_digits: Data, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config = FinetuneConfig(epochs=3, batch_size=64, **settings)
+    with pytest.raises(StopHereError):
+        finetune(untrained, few_digits, config, workspace=tmp_path / "out.partial", progress=stop_in_epoch(3))
+    resumed = finetune(untrained, few_digits, config, workspace=tmp_path / "out.partial").model
+    assert same_weights(resumed, finetune(untrained, few_digits, config).model)
+
+
+def test_the_adapters_of_hints_go_on_where_they_were(
+    untrained: TorchModel, few_digits: Data, tiny: str, tmp_path: Path
+) -> None:
+    teacher = load_torch_model(f"{tiny}:cnn,width=24", few_digits)
+    config = DistillConfig(epochs=3, batch_size=64, hints=("fitnet:3=3,weight=1",), lr=0.01)
+    with pytest.raises(StopHereError):
+        distill(untrained, teacher, few_digits, config, workspace=tmp_path / "out.partial", progress=stop_in_epoch(3))
+    resumed = distill(untrained, teacher, few_digits, config, workspace=tmp_path / "out.partial").model
+    assert same_weights(resumed, distill(untrained, teacher, few_digits, config).model)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
