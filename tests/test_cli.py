@@ -15,6 +15,7 @@ import pytest
 from click.testing import Result
 
 from cli import main
+from compress.prune import PruneConfig, prune
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.onnx_model import OnnxModel
@@ -228,6 +229,27 @@ def test_a_target_out_of_reach_exits_3_with_what_was_tried(onnxpress: Onnxpress,
     assert lines[start + 2].split() == ["pruning", "ratio", "reached", "params"]
     assert len(lines) > start + 6
     assert not Path("out").exists()
+
+
+def test_what_pruning_costs_is_plotted(onnxpress: Onnxpress, trained: TorchModel) -> None:
+    save_checkpoint(trained, Path("trained"))
+    result = onnxpress("prune", "trained", "--sensitivity", "--data", "digits", "-o", "plot.html", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "3.conv1" in result.stdout
+    assert "3.conv1" in Path("plot.html").read_text()
+
+
+def test_pruning_in_steps_counts_from_the_baseline(onnxpress: Onnxpress, trained: TorchModel) -> None:
+    save_checkpoint(trained, Path("trained"))
+    first = prune(trained, PruneConfig(macs_ratio=1.3))
+    save_checkpoint(first.model, Path("first"))
+    np.savez("unlabelled.npz", x_train=np.zeros((64, 8, 8), np.uint8))
+    arguments = ["--macs-ratio", 2, "--baseline", "trained", "--data", "unlabelled.npz", "--threads", 1, "--json"]
+    result = onnxpress("prune", "first", *arguments, "-o", "second")
+    assert result.exit_code == 0, result.stderr
+    second = json.loads(result.stdout)
+    assert first.report.macs[0] / second["macs"][1] >= 2 > second["macs_ratio"]
+    assert second["accuracy"] is None  # it has no labels
 
 
 def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported: OnnxModel) -> None:
