@@ -9,6 +9,7 @@ import math
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
+SCORED_AT_ONCE = 16  # what simulates saturation holds a tensor for every pair of weights
 KEPT = "kept"
 CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
 ONNX_RUNTIME = Path(onnxruntime.__file__).parent
@@ -179,13 +181,12 @@ def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxM
 
     Without labels it is points of agreement.
     """
-    logits, targets = predict(model, data, "validation", limit=SCORED, provider=provider)
+    score = partial(predict, data=data, split="validation", batch_size=SCORED_AT_ONCE, limit=SCORED, provider=provider)
+    logits, targets = score(model)
     if not data.split("validation").is_labelled:
         targets = logits.argmax(1)
     before = accuracy(logits, targets)
-    return lambda candidate: (
-        before - accuracy(predict(candidate, data, "validation", limit=SCORED, provider=provider)[0], targets)
-    )
+    return lambda candidate: before - accuracy(score(candidate)[0], targets)
 
 
 def _comes_of_the_form(error: Exception) -> bool:
