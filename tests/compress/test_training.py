@@ -3,11 +3,13 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 import torch
 from small_runs import losses, same_weights
+from torch import nn
 
 from compress import training as training_module
 from compress.finetune import FinetuneConfig, finetune
@@ -230,3 +232,28 @@ def test_a_run_that_ends_below_where_it_began_says_so(trained, few_digits, caplo
     assert report.validation_accuracy < report.initial_accuracy
     assert "below the" in caplog.text
     assert "lower --lr (it is 1000)" in caplog.text
+
+
+class Watch(nn.Module):
+    """Notes what passes through it in training: its type, and whether its channels are last."""
+
+    seen: ClassVar[set[tuple[torch.dtype, bool]]] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.seen.add((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
+        return x
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_student_runs_as_was_chosen(
+    untrained: TorchModel, few_digits: Data, precision: Literal["float32", "bfloat16"], channels_last: bool
+) -> None:
+    layers = nn.Conv2d(1, 8, 3, padding=1), Watch(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    model = dataclasses.replace(untrained, module=nn.Sequential(*layers))
+    Watch.seen.clear()
+    config = FinetuneConfig(epochs=1, batch_size=64, precision=precision, channels_last=channels_last, compile=False)
+    report = finetune(model, few_digits, config).report
+    assert (report.precision, report.channels_last) == (precision, channels_last)
+    assert Watch.seen == {(getattr(torch, precision), channels_last)}
