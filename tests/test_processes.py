@@ -71,8 +71,17 @@ def test_a_command_that_does_not_share_its_work_says_so(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(tiny: str, images: Path, tmp_path: Path) -> None:
-    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--batch-size", "33", "-o", "out"]
+@pytest.mark.parametrize(
+    ("batch_size", "message"),
+    [
+        (33, "batch_size is 33; it must be a multiple of the 2 processes that share each batch"),
+        (128, "64 samples do not fill a batch of 128, which several processes would fill up with samples taken twice"),
+    ],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(
+    tiny: str, images: Path, tmp_path: Path, batch_size: int, message: str
+) -> None:
+    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--batch-size", str(batch_size), "-o", "out"]
     done = launched([*TWO, *arguments], tmp_path)
     assert done.returncode == 1
-    assert "batch_size is 33; it must be a multiple of the 2 processes that share each batch" in done.stderr
+    assert message in done.stderr
