@@ -51,7 +51,8 @@ class Stage:
         kind: The verb.
         config: The stage's typed configuration.
         references: What it reads, by role: ``model``, ``models``, ``teacher`` (one or a list), ``reference``,
-            ``init_from``, ``weights``, ``baseline``, and ``teacher_cache``, a folder.
+            ``init_from``, ``weights``, ``baseline``, and ``teacher_cache``, a folder, in the run's own unless it is
+            absolute.
     """
 
     name: str

@@ -30,7 +30,7 @@ from compress.training_state import partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError, ToolError
-from core.history import step
+from core.history import digest_of, step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
@@ -266,18 +266,28 @@ def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
     if stage.kind == "finetune":
         result = finetune(start, current.data, stage.config, workspace=workspace, progress=current.progress)
     else:
-        named, cache = stage.references["teacher"], stage.references.get("teacher_cache")
+        named = stage.references["teacher"]
+        teachers = [current.model(teacher) for teacher in (named if isinstance(named, list) else [named])]
         result = distill(
             start,
-            [current.model(teacher) for teacher in (named if isinstance(named, list) else [named])],
+            teachers,
             current.data,
             stage.config,
             workspace=workspace,
-            teacher_cache=Path(cache) if cache else None,
+            teacher_cache=_teacher_cache(current, stage, teachers),
             progress=current.progress,
         )
     save_trained(result.model, result.report, output)
     return result.model, result.report
+
+
+def _teacher_cache(current: RunFolder, stage: Stage, teachers: Sequence[Model]) -> Path | None:
+    """Return the folder of what these teachers say of this data: others have one of their own beside it."""
+    named = stage.references.get("teacher_cache")
+    if named is None:
+        return None
+    said_by = [one.sha256 if isinstance(one, OnnxModel) else torch_digest(one) for one in teachers]
+    return current.output / str(named) / digest_of([said_by, current.data.fingerprint, stage.config.seed])[:12]
 
 
 def _take_weights(current: RunFolder, stage: Stage) -> tuple[TorchModel, WeightsReport]:

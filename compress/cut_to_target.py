@@ -144,7 +144,8 @@ def _bisect(
     best: tuple[float, nn.Module] | None = None
     tried: list[dict[str, float]] = []
     for attempt in range(BISECTION_STEPS):
-        middle = (low + high) / 2
+        is_last = best is None and attempt + 1 == BISECTION_STEPS
+        middle = high if is_last else (low + high) / 2
         module = cut_share(original, model, settings, middle)
         reached = reach(module)
         tried.append({"pruning_ratio": middle, "reached": reached, "params": num_params(module)})

@@ -20,7 +20,7 @@ Vector = npt.NDArray[np.float64]
 
 
 def check_full_batch(split: Split, config: TrainConfig) -> None:
-    """Raise `ToolError` where an optimizer that sees all samples at once cannot serve: before anything is run."""
+    """Raise `ToolError` where an optimizer that sees all samples at once cannot serve: before the training."""
     if config.optimizer not in FULL_BATCH_OPTIMIZERS:
         return
     if not isinstance(split.samples, ArraySamples):

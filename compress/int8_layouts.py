@@ -60,9 +60,10 @@ def fast_layout(provider: str, reduce_range: bool | None = None) -> Layout:
     """
     name = provider_name(provider)
     if name == "CUDAExecutionProvider":
+        why = "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels"
         raise GateMissedError(
-            "no int8 form is faster than float32 on CUDA: ONNX Runtime's provider has no int8 convolution or matrix "
-            "kernels; take --precision float16, quantize for --provider cpu, or give both types explicitly"
+            f"no int8 form is faster than float32 on CUDA: {why}; float16 is what is fast there",
+            [{"form": "any static int8", "speedup": None, "drop": None, "verdict": f"not tried: {why}"}],
         )
     found = _fast_here()
     if reduce_range is None or reduce_range == found.reduce_range:

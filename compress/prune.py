@@ -196,7 +196,11 @@ def prune(
         else:
             cut = cut_to_size(original, model, settings, config.target, target, progress)
     except GateMissedError as error:
-        raise _counted_from_baseline(error, target, config) from error
+        asked: float = getattr(config, config.target)
+        if config.target == "latency_ms" or asked == target:
+            raise
+        counted = f"counted from the model as it is, at {asked / target:.2f}x its baseline"
+        raise GateMissedError(f"{error} ({counted})", error.tried) from error
     module = cut.module
     module.zero_grad(set_to_none=True)
     pruned = replace(
@@ -272,16 +276,6 @@ def _own_target(
             f"the model is at {reached:.2f}x its baseline as it is; {config.target} {target:g} asks for nothing to go"
         )
     return target / reached
-
-
-def _counted_from_baseline(error: GateMissedError, target: float, config: PruneConfig) -> GateMissedError:
-    """Return the error with what its factors are counted from, where the user counts from a baseline."""
-    asked: float = getattr(config, config.target)
-    if config.target == "latency_ms" or asked == target:
-        return error
-    return GateMissedError(
-        f"{error} (counted from the model as it is, at {asked / target:.2f}x its baseline)", error.tried
-    )
 
 
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:

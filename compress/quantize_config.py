@@ -21,14 +21,16 @@ class QuantizeConfig:
         provider: Where the file will run.
         precision: ``int8``; ``int4``, matrices of four bits a weight; ``float16``, but for what would overflow; or
             ``bfloat16``.
-        activation_type: ``uint8`` or ``int8``; None takes what is fast there.
+        activation_type: ``uint8`` or ``int8``; None takes what is fast there, and uint8 beside uint8 weights or in the
+            dynamic form.
         weight_type: ``uint8`` or ``int8``; None takes what is fast there.
         reduce_range: Use 7 of 8 bits for weights, which makes the file as right on x86 processors without VNNI, whose
             int8 multiply saturates; None asks this one.
         per_channel: One scale per output channel of a weight, or one per tensor; None takes what is fast.
         form: ``qdq``, ``qoperator`` or ``dynamic``; None takes what is fast.
         calibration_method: How a range follows from what was seen: ``minmax``, ``percentile``, ``entropy`` or ``mse``;
-            None takes minmax and, where the form is not given either, tries the others if that loses too much.
+            None takes minmax and, where neither types, scales nor form are given, tries the others if that loses too
+            much.
         calibration_samples: Training samples to look at.
         nodes_to_exclude: Names of graph nodes to leave in float.
         max_drop: Points of accuracy that may be lost, of agreement where the data has no labels.
@@ -86,12 +88,12 @@ def layout_asked(config: QuantizeConfig) -> Layout:
     A type that is not given is uint8 where the one that is has no kernels with another, or the form writes no other.
     """
     asked = config.asked
-    if config.form == "dynamic" or config.weight_type == "uint8":
-        asked = {"activation_type": "uint8"} | asked
-    if len({"activation_type", "weight_type"} & set(asked)) == 2:
+    if config.activation_type and config.weight_type:
         chosen = Layout(**asked, reduce_range=False, reason="as asked for")
     else:
-        fast = fast_layout(config.provider)
-        chosen = fast.model_copy(update=asked | {"reason": f"{fast.reason}; {', '.join(asked)} as asked for"})
+        fast = fast_layout(config.provider, config.reduce_range)
+        implied = {"activation_type": "uint8"} if config.form == "dynamic" or config.weight_type == "uint8" else {}
+        reason = f"{fast.reason}; {', '.join(asked)} as asked for"
+        chosen = fast.model_copy(update=implied | asked | {"reason": reason})
     reduce_range = saturates(chosen.weight_type) if config.reduce_range is None else config.reduce_range
     return chosen.model_copy(update={"reduce_range": reduce_range})

@@ -3,7 +3,7 @@
 import copy
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -67,9 +67,10 @@ class Tried(BaseModel, frozen=True):
 def choose_speed(student: TorchModel, config: TrainConfig, num_steps: int) -> tuple[Speed, tuple[Tried, ...]]:
     """Choose how to run a student, and return what was tried on the way.
 
-    What the config fixes is not tried. The rest is timed on copies of the student, forward and backward of made-up
-    batches, and kept only where it beats the plain way (float32, eager, images channels last) by `LEAST_GAIN`, and
-    compiled the best uncompiled way; a run too short to repay the trial takes the plain way.
+    What the config fixes is not tried; where it asks for compiling, precision and layout are chosen without. The rest
+    is timed on copies of the student, forward and backward of made-up batches, and kept only where it beats the plain
+    way (float32, eager, images channels last) by `LEAST_GAIN`, and compiled the best uncompiled way; a run too short to
+    repay the trial takes the plain way.
 
     Args:
         student: What is to be trained.
@@ -86,19 +87,19 @@ def choose_speed(student: TorchModel, config: TrainConfig, num_steps: int) -> tu
 def _measured(
     student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Speed]
 ) -> tuple[Speed, tuple[Tried, ...]]:
-    chosen, *others = candidates
     stopwatch = _Stopwatch(student, part_size(config), start_accelerator().device)
+    eager = list(dict.fromkeys(replace(one, compile=False) for one in candidates))
+    chosen, *others = eager
     tried = {chosen: stopwatch.time(chosen)}
-    if _seconds(tried[chosen], num_steps) < WORTH_A_TRIAL_SECONDS:
-        return chosen, tuple(tried.values())
-    is_fixed = config.compile is not None
-    for compiled in (False, True):
-        if compiled and not is_fixed and _seconds(tried[chosen], num_steps) < WORTH_COMPILING_SECONDS:
-            break
-        for one in others:  # compiling takes long: where it is a choice, in the precision that won without
-            if one.compile == compiled and (is_fixed or not compiled or one.precision == chosen.precision):
-                tried[one] = stopwatch.time(one)
+    if _seconds(tried[chosen], num_steps) >= WORTH_A_TRIAL_SECONDS:
+        tried |= {one: stopwatch.time(one) for one in others}
         chosen = _best(tried, chosen)
+    compiled = [one for one in candidates if one.compile and one.precision == chosen.precision]  # which takes long
+    if compiled and _seconds(tried[chosen], num_steps) >= WORTH_COMPILING_SECONDS:
+        tried |= {one: stopwatch.time(one) for one in compiled}
+        chosen = _best(tried if config.compile is None else {one: tried[one] for one in compiled}, chosen)
+    if config.compile:
+        chosen = replace(chosen, compile=True)
     logger.info("trains in %s: %s", _words(chosen), ", ".join(f"{_words(one)} {_figure(tried[one])}" for one in tried))
     return chosen, tuple(tried.values())
 

@@ -124,7 +124,10 @@ def parts_of(split: Node, width: int | None) -> list[Node]:
 
 
 def fit_splits(splits: Sequence[Split]) -> None:
-    """Let modules that split what was narrowed know the new sizes: attributes that held the old ones, and told them."""
+    """Let modules that split what was narrowed know the new sizes: attributes that held the old ones, and told them.
+
+    An attribute that means something else and happens to be the number that was told cannot be told apart.
+    """
     for split in splits:
         before, after = split.sizes, tuple(split.operation.split_sizes)
         if split.owner is None or after == before:

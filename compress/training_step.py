@@ -189,13 +189,15 @@ def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 
 def check_augmentable(student: TorchModel, config: TrainConfig) -> None:
-    """Raise `ToolError` where images are to be augmented and the samples are none."""
+    """Raise `ToolError` where images are to be augmented, or laid out, and the samples are none."""
     asked, kind = changed(config, IMAGE_AUGMENTATIONS), student.preprocessing.kind
     samples = "are texts" if kind == "text" else f"have shape {student.inputs[0].shape}"
     if asked and kind != "image":
         verb = "augments" if len(asked) == 1 else "augment"
         raise ToolError(f"{' and '.join(asked)} {verb} images; the samples {samples}")
-    if kind != "image" and (given := changed(config, OF_IMAGES)):
+    has_channels = kind != "text" and len(student.inputs[0].shape) == 3  # also of samples that are no pixels
+    given = [name for name in changed(config, OF_IMAGES) if not (name == "channels_last" and has_channels)]
+    if kind != "image" and given:
         raise ToolError(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} for images; the samples {samples}")
 
 

@@ -36,6 +36,7 @@ REPLACED = (
     timm.layers.GELUTanh,
     timm.layers.QuickGELU,
 )
+KEPT = ("LinearActivation", "SqrtSoftplusActivation")  # of transformers': the identity, and a gate
 
 
 def replace_activations(module: nn.Module, activation: str) -> None:
@@ -62,4 +63,6 @@ def replace_activations(module: nn.Module, activation: str) -> None:
 
 
 def _is_activation(layer: nn.Module) -> bool:
-    return isinstance(layer, REPLACED) or type(layer).__module__ == "transformers.activations"
+    kind = type(layer)
+    of_transformers = kind.__module__ == "transformers.activations" and kind.__name__ not in KEPT
+    return isinstance(layer, REPLACED) or of_transformers

@@ -23,7 +23,7 @@ class UnreadableSampleError(ToolError):
 
 
 class GateMissedError(ToolError):
-    """The work ran to its end and the result misses a limit that was asked for.
+    """The result misses a limit that was asked for, or is known to before the work.
 
     Attributes:
         tried: What was tried on the way, a row each: name -> value.

@@ -57,7 +57,7 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
     found: dict[str, LayerShape] = {}
 
     def note(path: str, module: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-        inputs = (*given, *named.values())
+        inputs = given or tuple(named[name] for name in ("input",) if name in named)  # as torch's own layers call it
         if isinstance(module, nn.Linear):
             found[path] = LayerShape(
                 kind="linear",

@@ -97,8 +97,8 @@ def predict(
 ) -> tuple[FloatArray, np.ndarray]:
     """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
 
-    Texts are padded to the longest of their batch, as in training. A file whose batch is fixed is run over as many
-    samples, `limit` at most, as fill whole batches.
+    Texts are padded to the longest of their batch, as in training. A file whose batch is fixed is run over whole
+    batches: as many as fit into the `limit`, and without one they must make up the split.
 
     Raises:
         ToolError: The model cannot read this data.

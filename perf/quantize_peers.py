@@ -4,9 +4,9 @@ Usage: python perf/quantize_peers.py --data cifar10.npz --weights resnet56.safet
     [--text-model CHECKPOINT --text-data sst2] [--models resnet56 ...] [--runs runs/quantize-peers] [--json]
 
 Three models: ResNet-56 on CIFAR-10 with its trained weights, and timm's resnet18 and tf_efficientnet_lite0 at 224
-pixels with random ones, of which only the speed means something. Every tool is given the
-same 512 training images. The peers are installed, each into an environment of its own in FOLDER, on the first run; what
-cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
+pixels with random ones, of which only the speed means something. Every tool is given the same 512 training images, but
+`olive quantize`, which reads none. The peers are installed, each into an environment of its own in FOLDER, on the first
+run; what cannot be installed, or fails, is named with why. Speeds are at batch 1, one thread, on the CPU.
 
 A model that was measured into the folder of --runs with the same packages and processor is not measured again. --models
 measures some; of the others, what is there, or stands in docs/results, is listed.
@@ -332,7 +332,7 @@ def _section(result: dict[str, Any]) -> str:
             "model": lambda row: row["model"],
             "tool": lambda row: row["tool"],
             "speedup": lambda row: f"{row['speedup']:.2f}x",
-            "95 % interval": interval,
+            "99 % interval": interval,
             "p50 ms": lambda row: f"{row['p50_ms']:.3f}",
             "accuracy %": lambda row: "" if row["accuracy"] is None else f"{row['accuracy']:.2f}",
             "KiB": lambda row: f"{row['size_bytes'] / 1024:.0f}",

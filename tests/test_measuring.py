@@ -1,6 +1,7 @@
 """What `prune` asks the time of is the file that will be deployed: exported, and int8 where that is asked for."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +20,9 @@ from stages import measuring
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_models_and_layers_are_timed_in_the_precision_that_is_asked_for(
-    trained: TorchModel, digits: Data, precision: str, monkeypatch: pytest.MonkeyPatch
+    trained: TorchModel, digits: Data, precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("ONNXPRESS_CACHE", str(tmp_path))
     files: list[str] = []
     types: list[object] = []
 

@@ -93,8 +93,11 @@ def test_a_recipe_may_have_two_teachers_and_a_cache(run: Callable[..., Result], 
     (tmp_path / "job.toml").write_text(recipe)
     first = run()
     assert first.exit_code == 0, first.stderr
-    assert [path.name for path in Path("kept").glob("*.logits")] == ["variant-00000.logits"]
+    assert [path.name for path in Path("runs/job/kept").glob("*/*.logits")] == ["variant-00000.logits"]
     assert ran(run()) == []
+    again = run("seed=1")
+    assert again.exit_code == 0, again.stderr
+    assert len(list(Path("runs/job/kept").iterdir())) == 2
 
 
 def ran(result: Result) -> list[str]:

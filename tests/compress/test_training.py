@@ -234,15 +234,16 @@ def test_a_run_that_ends_below_where_it_began_says_so(trained, few_digits, caplo
     assert "lower --lr (it is 1000)" in caplog.text
 
 
-class Watch(nn.Module):
-    """Notes what passes through it in training: its type, and whether its channels are last."""
+class Watch(nn.Conv2d):
+    """Notes what it puts out in training: its type; and whether its weights' channels are last."""
 
     seen: ClassVar[set[tuple[torch.dtype, bool]]] = set()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = super().forward(x)
         if self.training:
-            self.seen.add((x.dtype, x.is_contiguous(memory_format=torch.channels_last)))
-        return x
+            self.seen.add((found.dtype, self.weight.is_contiguous(memory_format=torch.channels_last)))
+        return found
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -250,7 +251,7 @@ class Watch(nn.Module):
 def test_the_student_runs_as_was_chosen(
     untrained: TorchModel, few_digits: Data, precision: Literal["float32", "bfloat16"], channels_last: bool
 ) -> None:
-    layers = nn.Conv2d(1, 8, 3, padding=1), Watch(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    layers = nn.Conv2d(1, 8, 3), Watch(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     model = dataclasses.replace(untrained, module=nn.Sequential(*layers))
     Watch.seen.clear()
     config = FinetuneConfig(epochs=1, batch_size=64, precision=precision, channels_last=channels_last, compile=False)

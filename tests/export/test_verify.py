@@ -7,13 +7,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from core.data import Data
+from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.torch_model import TorchModel
 from export.verify import VerifyConfig, compare, require_verified, verify
+
+FLOAT = onnx.TensorProto.FLOAT
 
 
 def corrupted(model: OnnxModel, path: Path, value: float = 3.0) -> OnnxModel:
@@ -58,7 +61,9 @@ def test_a_float_file_has_tight_limits_and_a_quantized_one_a_noise_limit(
     ("limits", "missed"),
     [
         pytest.param({"atol": 1e-7}, r"max_abs_err .* beyond atol 1e-07 and rtol 0 \(atol .* would pass\)", id="atol"),
-        pytest.param({"min_sqnr_db": 90.0}, r"^[^;]* sqnr_db \d+\.\d on validation, below 90$", id="sqnr"),
+        pytest.param(
+            {"min_sqnr_db": 90.0}, r"sqnr_db \d+\.\d on batch 1, below 90.* on validation, below 90", id="sqnr"
+        ),
         pytest.param({"min_agreement": 100.0}, r"agreement \d+\.\d\d % on validation, below 100 %", id="agreement"),
     ],
 )
@@ -68,6 +73,58 @@ def test_every_limit_can_be_missed(
     candidate = corrupted(exported, tmp_path / "c.onnx", 20.0) if "min_agreement" in limits else quantized
     with pytest.raises(GateMissedError, match=missed):
         require_verified(verify(exported, candidate, VerifyConfig(**limits), digits))
+
+
+def line(path: Path, offset: float = 0.0, alone: float = 1.0) -> OnnxModel:
+    """Write a file of one matrix that adds an offset, and multiplies the answer to a sample that comes alone."""
+    constants = {
+        "w": np.float32(np.eye(5)[:, :3]),
+        "b": np.float32([offset] * 3),
+        "first": np.int64(0),
+        "one": np.int64(1),
+        "alone": np.float32(alone),
+        "together": np.float32(1.0),
+    }
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["product"]),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["samples"]),
+        helper.make_node("Equal", ["samples", "one"], ["is_alone"]),
+        helper.make_node("Where", ["is_alone", "alone", "together"], ["factor"]),
+        helper.make_node("Mul", ["product", "factor"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(*one) for one in (("x", FLOAT, ["n", 5]), ("y", FLOAT, ["n", 3])))
+    initializers = [numpy_helper.from_array(np.asarray(one), name) for name, one in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return open_onnx(path)
+
+
+@pytest.fixture
+def faint_at_first(tmp_path: Path) -> Data:
+    values = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    values[:7] *= 1e-3
+    targets = np.arange(60) % 3
+    np.savez(tmp_path / "data.npz", x_train=values, y_train=targets, x_val=values, y_val=targets)
+    return load_data(str(tmp_path / "data.npz"))
+
+
+def test_noise_on_a_few_faint_answers_is_held_against_the_signal_of_all(tmp_path: Path, faint_at_first: Data) -> None:
+    reference, candidate = line(tmp_path / "a.onnx"), line(tmp_path / "b.onnx", offset=0.01)
+    report = verify(reference, candidate, VerifyConfig(min_sqnr_db=20.0), faint_at_first)
+    assert [one.sqnr_db > 20 for one in report.comparisons] == [False, False, False, True]
+    assert report.misses == ()
+    assert verify(reference, candidate, VerifyConfig(min_sqnr_db=45.0), faint_at_first).misses
+
+
+def test_what_is_wrong_in_a_batch_of_one_alone_is_found(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
+    targets = np.arange(60) % 3
+    np.savez(tmp_path / "data.npz", x_train=values, y_train=targets, x_val=values, y_val=targets)
+    reference, candidate = line(tmp_path / "a.onnx"), line(tmp_path / "b.onnx", alone=-1.0)
+    report = verify(reference, candidate, VerifyConfig(min_sqnr_db=10.0), load_data(str(tmp_path / "data.npz")))
+    (missed,) = report.misses
+    assert "on batch 1, below 10" in missed
 
 
 def test_the_atol_that_would_pass_does_pass(exported: OnnxModel, quantized: OnnxModel, digits: Data) -> None:
