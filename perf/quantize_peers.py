@@ -40,6 +40,7 @@ from results_file import bars_table, commit, markdown_table, measured_here, page
 
 from bench.compare import BenchConfig, BenchRow, bench
 from bench.runnable import open_onnx_run
+from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from core.batches import batches
 from core.data import Data, spread
@@ -204,11 +205,14 @@ def _text(checkpoint: str, data: Data) -> Measured:
         files = {FLOAT: whole}
         for name, settings in {f"{OURS}, chosen": {}, **TEXT_FORMS}.items():
             _say(f"{TEXT}: {name}")
-            most = 100.0 if settings else 1.0  # points lost: what is asked for is shown whatever it loses
-            config = QuantizeConfig(calibration_samples=CALIBRATION_SAMPLES, max_drop=most, **settings)
+            output, samples = folder / f"{len(files)}.onnx", CALIBRATION_SAMPLES
             try:
-                made = quantize_measured(whole, data, folder / f"{len(files)}.onnx", config, 1, lambda *_: None)
-                files[name] = made.model
+                if settings:  # what is asked for is shown, whatever it loses
+                    config = QuantizeConfig(calibration_samples=samples, **settings)
+                    files[name] = quantize(whole, data, output, config).model
+                else:
+                    config = QuantizeConfig(calibration_samples=samples)
+                    files[name] = quantize_measured(whole, data, output, config, 1, lambda *_: None).model
             except ToolError as error:
                 left_out.append({"model": TEXT, "peer": name, "why": str(error)})
         shorter = [with_sequence_length(file, TEXT_TOKENS) for file in files.values()]
