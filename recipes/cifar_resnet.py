@@ -80,13 +80,12 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     return _declaring_input(CifarResNet((3, 3, 3), num_classes, in_chans))
 
 
-def resnet_2_4_6(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
-    """Build a network of 2, 4 and 6 blocks: 26 layers, 0.51 M parameters.
+def resnet24(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 24-layer network: ResNet-20 with two more blocks in its last stage, 0.42 M parameters.
 
-    In int8 at batch 1 it takes a ninth more time than ResNet-20: the later a stage, the less time a block takes,
-    and the more parameters it holds.
+    At 8x8 pixels a block costs the least time and holds the most parameters.
     """
-    return _declaring_input(CifarResNet((2, 4, 6), num_classes, in_chans))
+    return _declaring_input(CifarResNet((3, 3, 5), num_classes, in_chans))
 
 
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
