@@ -32,7 +32,8 @@ Treatment = Literal["equalized", "bias corrected"]
 SCORED = 2000  # samples of the validation split
 SCORED_AT_ONCE = 16  # what simulates saturation holds a tensor for every pair of weights
 KEPT = "kept"
-CLOSE = 0.02  # of a speedup, within which the earlier candidate is taken
+CLOSE = 0.02  # of a speedup, within which one file is about as fast as another
+SAME = 0.1  # points, within which one file loses about what another does
 ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 FASTER = 1 + CLOSE  # from which a speedup is more than the noise of timing a file against itself
 
@@ -292,18 +293,27 @@ def _timed(found: Sequence[_Measured], trial: Trial) -> list[_Measured]:
 def _fastest_that_fits(
     timed: Sequence[_Measured], trial: Trial, tried: list[Tried]
 ) -> tuple[_Measured | None, list[_Measured]]:
-    """Score what is faster than float32, the fastest first, until one loses little enough; return it, and all."""
+    """Score what is faster than float32, the fastest and what is about as fast first, until one loses little enough.
+
+    Return the fastest of those that lose about as little as the best of them, and all.
+    """
     found = {one.path: one for one in timed}
-    left = [one for one in timed if one.is_faster]
-    while fastest := _fastest(left):
-        left.remove(fastest)
-        scored = _scored(fastest, trial, tried)
-        if scored is None:
-            del found[fastest.path]
-            continue
-        found[scored.path] = scored
-        if scored.lost <= trial.max_drop:
-            return scored, list(found.values())
+    left = sorted((one for one in timed if one.is_faster), key=lambda one: one.speedup or 0, reverse=True)
+    while left:
+        limit = (left[0].speedup or 0) / (1 + CLOSE)
+        alike = [one for one in left if (one.speedup or 0) >= limit]
+        left = left[len(alike) :]
+        fitting = []
+        for one in alike:
+            scored = _scored(one, trial, tried)
+            if scored is None:
+                del found[one.path]
+                continue
+            found[one.path] = scored
+            fitting += [scored] if scored.lost <= trial.max_drop else []
+        if fitting:
+            least = min(one.lost for one in fitting)
+            return next(one for one in fitting if one.lost <= least + SAME), list(found.values())
     return None, list(found.values())
 
 
@@ -322,6 +332,8 @@ def _told(one: _Measured, best: _Measured | None, max_drop: float) -> Tried:
         verdict = "not faster than float32"
     elif one.drop is not None and one.drop > max_drop:
         verdict = f"loses more than {max_drop:g} points"
+    elif best and one.drop is not None and one.lost > best.lost + SAME:
+        verdict = "about as fast as what was kept, and loses more"
     elif one.speedup is None:
         verdict = "not timed: another serves as well"
     else:

@@ -70,7 +70,7 @@ def quantized(model: OnnxModel, data: Data, folder: Path, clock: Callable[..., f
     [
         ({"channel": 2.0, "tensor": 2.5, "qoperator": 2.2, "products": 1.5}, "per tensor"),
         ({"channel": 2.0, "tensor": 2.1, "qoperator": 3.0, "products": 1.5}, "qoperator"),
-        ({"channel": 2.0, "tensor": 2.01, "qoperator": 2.03, "products": 2.02}, "qdq, per channel"),
+        ({"channel": 2.0, "tensor": 2.01, "qoperator": 2.03, "products": 2.02}, "qoperator"),
         ({"channel": 0.7, "tensor": 0.7, "qoperator": 0.6, "products": 1.3}, "products only"),
     ],
     ids=["fastest", "operators", "as good as equal", "only one faster"],
@@ -209,6 +209,40 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert made.report.left_in_float == ("node_linear_1",)
     assert made.model.is_quantized
     assert next(one.form for one in made.report.tried if one.verdict == "kept").endswith("1 layers in float")
+
+
+SLIGHTLY_FASTER = "about as fast as what was kept, and loses more"
+
+
+@pytest.mark.parametrize(
+    ("drops", "kept", "verdicts"),
+    [
+        ((0.1, 0.15, 0.3), 1, ["no faster than what was kept", "kept", "no faster than what was kept"]),
+        (
+            (0.1, 0.6, 0.1),
+            0,
+            ["kept", "about as fast as what was kept, and loses more", "no faster than what was kept"],
+        ),
+        ((3.0, 3.0, 0.1), 2, ["loses more than 1 points", "loses more than 1 points", "kept"]),
+    ],
+)
+def test_of_what_is_about_as_fast_the_fastest_that_loses_least_is_kept(
+    quantized: OnnxModel, tmp_path: Path, drops: tuple[float, ...], kept: int, verdicts: list[str]
+) -> None:
+    speedups = [2.0, 2.03, 1.5]
+    trial = Trial(
+        write=lambda _, path: shutil.copyfile(quantized.path, path),
+        run_once=lambda _: None,
+        measure_speedups=lambda files: speedups[: len(files)],
+        drop_of=lambda candidate: drops[int(candidate.path.stem.removeprefix("layout"))],
+        folder=tmp_path,
+        max_drop=1.0,
+        progress=no_progress,
+    )
+    layouts = layouts_worth_trying("cpu")[:3]
+    made = choose(layouts, trial, ("minmax",), lambda _: [])
+    assert made.form.layout == layouts[kept]
+    assert [one.verdict for one in made.tried[:3]] == verdicts
 
 
 def test_the_fewest_layers_stay_in_float(quantized: OnnxModel, tmp_path: Path) -> None:
