@@ -182,7 +182,9 @@ def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxM
 
     Without labels it is points of agreement.
     """
-    score = partial(predict, data=data, split="validation", batch_size=SCORED_AT_ONCE, limit=SCORED, provider=provider)
+    limit = min(SCORED, len(data.split("validation")))
+    limit = limit - limit % (model.fixed_batch or 1) or limit  # what is left tells that it is too few
+    score = partial(predict, data=data, split="validation", batch_size=SCORED_AT_ONCE, limit=limit, provider=provider)
     logits, targets = score(model)
     if not data.split("validation").is_labelled:
         targets = logits.argmax(1)

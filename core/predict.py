@@ -97,8 +97,8 @@ def predict(
 ) -> tuple[FloatArray, np.ndarray]:
     """Run a model over a split: logits (N, num_classes) float32, targets (N,) int64.
 
-    Texts are padded to the longest of their batch, as in training. A file whose batch is fixed is run over whole
-    batches: as many as fit into the `limit`, and without one they must make up the split.
+    Texts are padded to the longest of their batch, as in training. The batches of a file whose batch is fixed must
+    make up the split, or the `limit`.
 
     Raises:
         ToolError: The model cannot read this data.
@@ -109,8 +109,6 @@ def predict(
     if isinstance(model, OnnxModel) and model.fixed_batch:
         batch_size = model.fixed_batch
         num_samples = len(data.split(split)) if limit is None else min(len(data.split(split)), limit)
-        if limit is not None and num_samples >= batch_size:
-            limit = num_samples = num_samples - num_samples % batch_size
         if num_samples % batch_size:
             raise ToolError(
                 f"{model.name} has its batch fixed at {batch_size}, which does not divide the {num_samples} samples of "

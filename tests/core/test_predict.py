@@ -70,12 +70,6 @@ def test_a_limit_bounds_the_samples(linear_onnx: MakeOnnx, floats: Data) -> None
     assert (len(logits), targets.tolist()) == (3, [TARGETS[0], TARGETS[4], TARGETS[9]])
 
 
-def test_a_fixed_batch_takes_as_many_samples_within_a_limit_as_fill_it(linear_onnx: MakeOnnx, floats: Data) -> None:
-    assert len(predict(open_onnx(linear_onnx(batch=4)), floats, "test", limit=9)[0]) == 8
-    with pytest.raises(ToolError, match="fixed at 4, which does not divide the 3 samples"):
-        predict(open_onnx(linear_onnx(batch=4)), floats, "test", limit=3)
-
-
 def test_a_model_of_other_classes_is_told(linear_onnx: MakeOnnx, floats: Data) -> None:
     with pytest.raises(ToolError, match=r"linear\.onnx returns outputs of shape \(4,\), .*floats\.npz has 3 classes"):
         predict(open_onnx(linear_onnx(num_classes=4)), floats, "test")
