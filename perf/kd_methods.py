@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results_file import bars_table, markdown_table, measured_here, page, publish, published
-from seeded_runs import SEED_COLUMNS, over_seeds, run_done, trained_once
+from seeded_runs import SEED_COLUMNS, over_seeds, run_done, seeded_parser, trained_once
 
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
@@ -55,31 +55,23 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Train what is not done, write docs/results/kd-cifar10.{json,md}, and exit with the verdict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser = seeded_parser(__doc__, runs=Path("runs/kd-cifar10"), epochs=15)
     parser.add_argument("--teacher-weights", required=True)
-    parser.add_argument("--teacher-file")
-    parser.add_argument("--runs", type=Path, default=Path("runs/kd-cifar10"))
-    parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--only", help="methods to train, separated by commas; default all")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
-    wanted = given.only.split(",") if given.only else list(METHODS)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
+    wanted = given.only or list(METHODS)
     try:
         data = load_data(given.data)
         before = [run for runs in published(RESULT).get("runs", {}).values() for run in runs]
         found = {
-            name: [run for seed in seeds if (run := _run(name, seed, data, given, before, train=name in wanted))]
+            name: [run for seed in given.seeds if (run := _run(name, seed, data, given, before, train=name in wanted))]
             for name in METHODS
         }
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     publish(
-        result := _result({name: runs for name, runs in found.items() if runs}, given, seeds),
+        result := _result({name: runs for name, runs in found.items() if runs}, given),
         _markdown(result),
         as_json=given.json,
     )
@@ -117,14 +109,14 @@ def _run(
     return trained_once(output, key, data, train_student) if done is None and train else done
 
 
-def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, seeds: list[int]) -> dict[str, Any]:
+def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> dict[str, Any]:
     rows = [{"method": name, **over_seeds(runs)} for name, runs in found.items()]
     alone = next((row["test_accuracy"] for row in rows if row["method"] == NO_TEACHER), None)
     for row in rows:
         row["gain"] = row["test_accuracy"] - alone if alone is not None else None
     gains = [row["gain"] for row in rows if row["method"] != NO_TEACHER and row["gain"] is not None]
     best = max(gains, default=0.0)
-    num_done = sum(len(runs) == len(seeds) for runs in found.values())
+    num_done = sum(len(runs) == len(given.seeds) for runs in found.values())
     bars = [
         {"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN},
         {"name": "methods measured", "value": num_done, "limit": len(METHODS), "ok": num_done == len(METHODS)},
@@ -133,9 +125,9 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace, s
         RESULT,
         "python perf/kd_methods.py --data DATA --teacher-weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
-        + f" --epochs {given.epochs} --seeds {given.seeds}",
+        + f" --epochs {given.epochs} --seeds {','.join(map(str, given.seeds))}",
         epochs=given.epochs,
-        seeds=seeds,
+        seeds=given.seeds,
         settings={name: {**SHARED, **METHODS[name]} for name in found},
         runs=found,
         rows=rows,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from results_file import bars_table, markdown_table, measured_here, page, publish
-from seeded_runs import SEED_COLUMNS, over_seeds, trained_once
+from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
 from bench.runnable import open_onnx_run
@@ -52,28 +52,15 @@ TRAINING = {"lr": 0.05, "crop_padding": 4, "flip": True, "method": "kd", "kd_rat
 
 def main() -> None:
     """Do what is not done, write docs/results/pruning-cifar10.{json,md}, and exit with the verdict."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
+    parser = seeded_parser(__doc__, runs=Path("runs/pruning-cifar10"), epochs=10)
     parser.add_argument("--weights", required=True)
-    parser.add_argument("--teacher-file")
-    parser.add_argument("--runs", type=Path, default=Path("runs/pruning-cifar10"))
     parser.add_argument("--speedups", default="2,3")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", default="0,1")
-    parser.add_argument("--only", help="allocations to try, separated by commas; default all")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
-    allocations = [name.strip() for name in given.only.split(",")] if given.only else list(ALLOCATIONS)
-    seeds = [int(seed) for seed in given.seeds.split(",")]
     try:
         data = load_data(given.data)
         model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
-        rows = [
-            row
-            for target in given.speedups.split(",")
-            for row in _rows(model, data, float(target), allocations, seeds, given)
-        ]
+        rows = [row for target in given.speedups.split(",") for row in _rows(model, data, float(target), given)]
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -84,17 +71,17 @@ def _rows(
     model: TorchModel,
     data: Data,
     target: float,
-    allocations: Sequence[str],
-    seeds: list[int],
     given: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    folders = {allocation: given.runs / f"{allocation}-{target:g}x" for allocation in allocations}
+    folders = {allocation: given.runs / f"{allocation}-{target:g}x" for allocation in given.only or ALLOCATIONS}
     cuts = {name: _pruned(model, data, target, name, folder / "pruned") for name, folder in folders.items()}
     speeds = _speeds(model, [pruned for pruned, _ in cuts.values()])
     rows = []
     for (name, (pruned, report)), measured in zip(cuts.items(), speeds, strict=True):
         folder = folders[name]
-        runs = [_recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in seeds]
+        runs = [
+            _recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in given.seeds
+        ]
         rows.append(
             {
                 "target": target,
@@ -171,7 +158,7 @@ def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, 
         "pruning-cifar10",
         "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
-        + f" --speedups {given.speedups} --epochs {given.epochs} --seeds {given.seeds}",
+        + f" --speedups {given.speedups} --epochs {given.epochs} --seeds {','.join(map(str, given.seeds))}",
         epochs=given.epochs,
         seeds=given.seeds,
         training=TRAINING,

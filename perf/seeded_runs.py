@@ -1,5 +1,6 @@
 """A training repeated with several seeds: each run is made once, and all are summed up as their mean and spread."""
 
+import argparse
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -21,6 +22,19 @@ SEED_COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "standard deviation": lambda row: "" if row["standard_deviation"] is None else f"{row['standard_deviation']:.2f}",
     "each seed": lambda row: ", ".join(f"{one:.2f}" for one in row["accuracies"]),
 }
+
+
+def seeded_parser(doc: str | None, *, runs: Path, epochs: int) -> argparse.ArgumentParser:
+    """Return a parser of what such trainings are told; `doc` describes the script."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--teacher-file")
+    parser.add_argument("--runs", type=Path, default=runs)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--seeds", type=_seeds, default=[0, 1])
+    parser.add_argument("--only", type=_names, help="which to make, separated by commas; default all")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
+    return parser
 
 
 def run_done(output: Path, key: str, published: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
@@ -65,3 +79,11 @@ def over_seeds(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "standard_deviation": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "accuracies": accuracies,
     }
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
