@@ -85,15 +85,13 @@ def require_placement(report: BenchReport, limit: float) -> None:
 
 def _measured(report: BenchReport) -> dict[str, float]:
     rows = [row for row in report.rows if row.setting == report.rows[0].setting]
-    first, last = rows[0], rows[-1]
+    last = rows[-1]
     measured = {
         "min_speedup": last.speedup.ratio if last.speedup else 1.0,
         "max_latency_ms": last.latency.p50_ms,
         "max_size_bytes": float(last.size_bytes),
     }
-    if first.quality is not None and last.quality is not None:
-        drop = round(
-            first.quality.accuracy - last.quality.accuracy, 6
-        )  # 10 of 1,000 samples are 1 point, not a bit more
+    if last.quality is not None:
+        drop = last.change.drop if last.change else 0.0
         measured |= {"max_drop": drop, "min_accuracy": last.quality.accuracy}
     return measured

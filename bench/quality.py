@@ -90,7 +90,7 @@ def right_samples(found: Quality) -> np.ndarray:
 def quality_change(baseline: np.ndarray, candidate: np.ndarray, targets: np.ndarray) -> QualityChange:
     """Compare two models' classes on the same samples; all are class indices (N,)."""
     change = accuracy_change(baseline == targets, candidate == targets)
-    return QualityChange(**change.model_dump(), agreement=100 * float((baseline == candidate).mean()))
+    return QualityChange(**change.model_dump(), agreement=100 * int((baseline == candidate).sum()) / len(targets))
 
 
 def accuracy_change(before: np.ndarray, after: np.ndarray) -> AccuracyChange:

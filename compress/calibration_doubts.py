@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from compress.int8_choice import SCORED
 from core.data import Split, spread
 from core.preprocessing import Preprocessing, normalise
 
@@ -15,22 +14,21 @@ FAR, FLAT = 2.0, 0.1  # of a mean and of a deviation that training had at 0 and 
 SWAPPED = 0.03  # in [0, 1]: how far a channel's mean, beside the others', must be off to tell of the channels' order
 
 
-def doubts(calibration: Split, validation: Split, preprocessing: Preprocessing, max_drop: float) -> Iterator[str]:
+def doubts(calibration: Split, num_scored: int, preprocessing: Preprocessing, max_drop: float) -> Iterator[str]:
     """Yield a sentence for each thing that is doubtful.
 
     Args:
         calibration: The samples that calibrate.
-        validation: Those that the drop is measured on.
+        num_scored: Samples that the drop is measured on.
         preprocessing: Of the model.
         max_drop: Points that may be lost.
     """
     if len(calibration) < FEW:
         yield (f"{len(calibration)} samples calibrate; the ranges found on so few may be too narrow: give 100 or more")
-    scored = min(len(validation), SCORED)
-    if 100 / scored > max_drop > 0:
+    if 100 / num_scored > max_drop > 0:
         yield (
-            f"one of the {scored} validation samples that are scored is {100 / scored:.2g} points: too few to tell a "
-            f"drop of {max_drop:g}"
+            f"one of the {num_scored} validation samples that are scored is {100 / num_scored:.2g} points: too few to "
+            f"tell a drop of {max_drop:g}"
         )
     if preprocessing.kind == "image" and preprocessing.mean:
         yield from _of_images(calibration, preprocessing)

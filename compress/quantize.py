@@ -13,10 +13,12 @@ from pydantic import SerializeAsAny
 from compress.calibration import Method
 from compress.calibration_doubts import doubts
 from compress.half_precision import overflowing, write_half
-from compress.int8_choice import Form, Treatment, Trial, Tried, choose, drop_against
+from compress.int8_choice import choose
 from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
+from compress.int8_score import drop_against, num_scored
 from compress.int8_sensitivity import LayerDamage
+from compress.int8_trial import Form, Treatment, Trial, Tried
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
 from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
 from compress.weight_only import write_int4
@@ -47,7 +49,7 @@ class QuantizeReport(Report, frozen=True):
         treatments: What was done to the float32 graph first: ``equalized``, ``bias corrected``.
         left_in_float: Names of nodes that stayed in float32: what was excluded, what lost too much in int8, and what
             would overflow in float16.
-        hardest_layer: Name of the node that loses most in the fastest form, where that lost too much.
+        hardest_layer: Name of the node that loses most, where no form fitted as it was.
         tried: What it was chosen among; empty where it was asked for.
         trained_epochs: Epochs of quantization-aware training that it took; 0 where calibration was enough.
         size_bytes: File size before and after.
@@ -256,9 +258,9 @@ def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | No
 
 
 def _say_doubts(model: OnnxModel, data: Data, config: QuantizeConfig) -> None:
-    train, validation = data.split("train"), data.split("validation")
+    train = data.split("train")
     calibration = train.take(spread(len(train), config.calibration_samples))
-    for doubt in doubts(calibration, validation, preprocessing_of(model, data), config.max_drop):
+    for doubt in doubts(calibration, num_scored(model, data), preprocessing_of(model, data), config.max_drop):
         logger.warning("%s", doubt)
 
 

@@ -13,9 +13,9 @@ import torch
 from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
-from compress.int8_choice import Form, Treatment
 from compress.int8_file import DYNAMIC, name_nodes, prepare, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
+from compress.int8_trial import Form, Treatment
 from compress.saturation import saturating
 from core.data import Data, Split, spread
 from core.errors import ToolError, did_you_mean

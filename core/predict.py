@@ -139,8 +139,27 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def accuracy(logits: FloatArray, targets: np.ndarray) -> float:
-    """Return the share of samples whose highest logit is the target's, in percent."""
-    return float(100 * (logits.argmax(axis=1) == targets).mean())
+    """Return the share of samples whose highest logit is the target's, in percent, rounded once: limits compare it."""
+    return 100 * int((logits.argmax(axis=1) == targets).sum()) / len(targets)
+
+
+def in_whole_batches(model: TorchModel | OnnxModel, data: Data, split: str, limit: int) -> int:
+    """Return how many samples of a split a model is to be run on, about the limit at most.
+
+    A file whose batch is fixed takes whole batches, at least one.
+
+    Raises:
+        ToolError: The split holds fewer samples than one batch.
+    """
+    batch_size = (model.fixed_batch if isinstance(model, OnnxModel) else None) or 1
+    num_samples = len(data.split(split))
+    if num_samples < batch_size:
+        raise ToolError(
+            f"{model.name} has its batch fixed at {batch_size}, more than the {num_samples} samples of {split}; export "
+            "it with a dynamic batch"
+        )
+    found = min(num_samples, max(limit, batch_size))
+    return found - found % batch_size
 
 
 def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:

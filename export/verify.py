@@ -13,7 +13,7 @@ from core.batches import batches
 from core.data import Data
 from core.errors import GateMissedError, ToolError, require
 from core.onnx_model import OnnxModel
-from core.predict import outputs_of, preprocessing_of
+from core.predict import in_whole_batches, outputs_of, preprocessing_of
 from core.preprocessing import Preprocessing, Tensors, input_from_pixels
 from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
@@ -216,7 +216,7 @@ def compare(
         max_abs_err=float(difference.max()),
         excess=float((difference - rtol * np.abs(reference)).max()),
         sqnr_db=sqnr_db,
-        agreement=float(100 * (reference.argmax(1) == candidate.argmax(1)).mean()) if is_first else None,
+        agreement=100 * float(np.mean(reference.argmax(1) == candidate.argmax(1))) if is_first else None,
     )
 
 
@@ -229,7 +229,8 @@ def _inputs(
     be compared at.
     """
     files = [model for model in (reference, candidate) if isinstance(model, OnnxModel)]
-    fixed = next((file.fixed_batch for file in files if file.fixed_batch), None)
+    fixing = next((file for file in files if file.fixed_batch), None)
+    fixed = fixing.fixed_batch if fixing else None
     sizes = (fixed,) if fixed else config.batch_sizes
     giving = reference if _pixels(reference) else candidate
     if data is None:
@@ -240,8 +241,8 @@ def _inputs(
             yield f"batch {sizes[-1]} of {OTHER_LENGTH} tokens", [_made_up(shorter, sizes[-1], config.seed)]
         return
     split, preprocessing = data.split("validation"), preprocessing_of(giving, data)
-    found = batches(split, preprocessing, fixed or CHUNK, limit=DATA_SAMPLES)
-    inputs = [batch for batch, _ in found if not fixed or len(batch[0]) == fixed]
+    limit = in_whole_batches(fixing or reference, data, "validation", DATA_SAMPLES)
+    inputs = [batch for batch, _ in batches(split, preprocessing, fixed or CHUNK, limit=limit)]
     for size in sizes:
         yield f"batch {size}", [next(batches(split.take(torch.arange(min(size, len(split)))), preprocessing, size))[0]]
     yield WHOLE, inputs

@@ -1,9 +1,11 @@
 """Every gate word opens and closes."""
 
+import numpy as np
 import pytest
 
 from bench.compare import BenchConfig, BenchReport, bench
 from bench.gate import Gate, bars, require_bars
+from bench.quality import QualityChange, accuracy_change
 from core.data import Data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel
@@ -44,3 +46,12 @@ def test_accuracy_that_was_not_measured_cannot_pass(exported: OnnxModel, word: s
     without = bench([exported], [BenchConfig(iterations=10, rounds=1, max_rounds=1)])
     with pytest.raises(ToolError, match=f"{word} limits accuracy, which the bench did not measure"):
         bars(Gate(**{word: 1.0}), without)
+
+
+def test_a_drop_of_exactly_the_limit_is_kept(report: BenchReport) -> None:
+    before = np.arange(1000) >= 100
+    change = QualityChange(**accuracy_change(before, np.arange(1000) >= 107).model_dump(), agreement=99.3)
+    last = report.rows[-1].model_copy(update={"change": change})
+    lost = report.model_copy(update={"rows": (report.rows[0], last)})
+    assert bars(Gate(max_drop=0.7), lost)[0].ok
+    assert not bars(Gate(max_drop=0.69), lost)[0].ok

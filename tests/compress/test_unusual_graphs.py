@@ -8,9 +8,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from compress.int8_choice import Form
 from compress.int8_file import name_nodes
 from compress.int8_layouts import FileForm, fast_layout
+from compress.int8_trial import Form
 from compress.quantize import quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig
 from compress.quantize_source import Batches, quantize_source

@@ -159,3 +159,10 @@ def test_classes_that_one_renamed_class_has_moved_are_refused(mlp: TorchModel, l
             check_same_task(mlp, with_labels(linear_onnx(), labels))
     check_same_task(mlp, with_labels(linear_onnx(), ("zero", "one", "two")))
     check_same_task(mlp, with_labels(linear_onnx(), ("0", "one", "2")))
+
+
+@pytest.mark.parametrize("num_right", [9187, 9176, 9154])
+def test_accuracy_is_rounded_once(num_right: int) -> None:
+    """So that a limit of so many percent is met exactly."""
+    logits, targets = np.tile(np.float32([1, 0]), (10_000, 1)), (np.arange(10_000) >= num_right).astype(np.int64)
+    assert accuracy(logits, targets) == num_right / 100

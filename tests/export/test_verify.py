@@ -163,6 +163,24 @@ def test_a_file_with_a_fixed_batch_is_compared_at_that_size(
     assert verify(exported, fixed[0], VerifyConfig()).comparisons[0].samples == 4
 
 
+@pytest.mark.parametrize("batch_size", [144, 145])
+def test_a_fixed_batch_is_at_most_the_whole_split(
+    exported: OnnxModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    monkeypatch.setattr("export.verify.DATA_SAMPLES", 100)
+    proto = onnx.load(exported.path)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = batch_size
+    del proto.graph.value_info[:]
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    fixed = open_onnx(tmp_path / "fixed.onnx")
+    if batch_size == 144:
+        assert [one.samples for one in verify(exported, fixed, VerifyConfig(), digits).comparisons] == [144, 144]
+        return
+    with pytest.raises(ToolError, match="batch fixed at 145, more than the 144 samples of validation"):
+        verify(exported, fixed, VerifyConfig(), digits)
+
+
 def test_a_report_survives_json(exported: OnnxModel) -> None:
     report = verify(exported, exported, VerifyConfig())
     assert type(report).model_validate_json(report.model_dump_json()) == report
