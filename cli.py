@@ -287,8 +287,9 @@ def quantize(
     data: str,
     sensitivity: bool,
     qat: bool,
-    epochs: int,
-    lr: float,
+    epochs: int | None,
+    lr: float | None,
+    seed: int | None,
     output: Path,
     force: bool,
     **given: Any,
@@ -305,8 +306,13 @@ def quantize(
     """
     if qat and sensitivity:
         raise click.UsageError("--sensitivity quantizes nothing, and so trains nothing; drop --qat")
-    if qat and given["precision"] != "int8":
-        raise click.UsageError(f"--qat trains a model to bear int8, not {given['precision']}; drop one of them")
+    if (qat or sensitivity) and given["precision"] != "int8":
+        does = "--qat trains a model to bear" if qat else "--sensitivity looks at"
+        raise click.UsageError(f"{does} int8, not {given['precision']}; drop one of them")
+    of_training = {"epochs": epochs, "lr": lr, "seed": seed}
+    training: dict[str, Any] = {name: value for name, value in of_training.items() if value is not None}
+    if training and not qat:
+        raise click.UsageError(f"--{' and --'.join(training)} are of --qat, which trains; add that, or drop them")
     with session(given) as (options, progress):
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig
@@ -319,11 +325,9 @@ def quantize(
         loaded, threads = load_data(data), options.pop("threads")
         config = QuantizeConfig(**options)
         if qat:
-            training = DistillConfig(quantization_aware=True, epochs=epochs, lr=lr)
-            start = load_torch_model(model, loaded)
-            report: Any = quantize_trained(
-                start, loaded, output, config, training, threads, progress, force=force
-            ).report
+            how = DistillConfig(quantization_aware=True, **{"epochs": 5, "lr": 0.001} | training)
+            start = load_torch_model(model, loaded, seed=how.seed)
+            report: Any = quantize_trained(start, loaded, output, config, how, threads, progress, force=force).report
         elif sensitivity:
             report = find_int8_sensitivity(load_onnx_model(model), loaded, config, output, progress)
         else:

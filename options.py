@@ -269,14 +269,11 @@ quantize_options = _together(
     click.option(
         "--qat", is_flag=True, help="Train a torch MODEL to bear int8, itself the teacher, where it loses too much."
     ),
-    click.option("--epochs", type=click.IntRange(1), default=5, show_default=True, help="Of --qat."),
+    click.option("--epochs", type=click.IntRange(1), help="Of --qat; 5 unless given."),
     click.option(
-        "--lr",
-        type=click.FloatRange(0, min_open=True),
-        default=0.001,
-        show_default=True,
-        help="Highest learning rate of --qat.",
+        "--lr", type=click.FloatRange(0, min_open=True), help="Highest learning rate of --qat; 0.001 unless given."
     ),
+    click.option("--seed", type=int, help="Seeds everything random in --qat; 0 unless given."),
 )
 
 

@@ -16,7 +16,7 @@ from bench.layer_latency import layer_latencies
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
-from compress.int8_layouts import fast_layout
+from compress.int8_layouts import fast_layout, require_int8_kernels
 from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.int8_trial import CLOSE, FASTER
 from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
@@ -67,10 +67,13 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
 
     Raises:
         ToolError: int8 is asked for without data to calibrate it on.
+        GateMissedError: It is asked for on a provider where it is not fast.
     """
     if precision == "int8" and data is None:
         raise ToolError("int8 is calibrated on samples; give --data")
-    types = fast_layout(provider) if precision == "int8" else None
+    if precision == "int8":
+        require_int8_kernels(provider)
+    types = fast_layout() if precision == "int8" else None
     files: dict[str, OnnxModel] = {}
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -244,6 +247,7 @@ def quantize_trained(
             if missed.tried and not any(row["speedup"] and row["speedup"] >= FASTER for row in missed.tried):
                 raise
             logger.info("%s: %s; training for %d epochs", model.name, missed, training.epochs)
+        training = dataclasses.replace(training, reduce_range=config.reduce_range)
         if not data.split("train").is_labelled:
             training = dataclasses.replace(training, kd_ratio=1.0)
         workspace = partial_folder(output)

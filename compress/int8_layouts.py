@@ -48,23 +48,26 @@ class Layout(BaseModel, frozen=True):
         return ", ".join(words + ["7-bit weights"] * self.reduce_range + ["products only"] * bool(self.only))
 
 
-def fast_layout(provider: str, reduce_range: bool | None = None) -> Layout:
-    """Choose the layout that is fast on a provider and this processor, without measuring.
-
-    Args:
-        provider: Where the file will run.
-        reduce_range: Use 7 of 8 bits for weights; None asks this processor.
+def require_int8_kernels(provider: str) -> None:
+    """Check that int8 may be worth trying on a provider.
 
     Raises:
         GateMissedError: ONNX Runtime has no fast static int8 there.
     """
-    name = provider_name(provider)
-    if name == "CUDAExecutionProvider":
+    if provider_name(provider) == "CUDAExecutionProvider":
         why = "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels"
         raise GateMissedError(
-            f"no int8 form is faster than float32 on CUDA: {why}; float16 is what is fast there",
+            f"no int8 form is faster than float32 on CUDA: {why}; try --precision float16",
             [{"form": "any static int8", "speedup": None, "drop": None, "verdict": f"not tried: {why}"}],
         )
+
+
+def fast_layout(reduce_range: bool | None = None) -> Layout:
+    """Choose the layout that is fast on this processor, without measuring.
+
+    Args:
+        reduce_range: Use 7 of 8 bits for weights; None asks this processor.
+    """
     found = _fast_here()
     if reduce_range is None or reduce_range == found.reduce_range:
         return found
@@ -85,7 +88,8 @@ def layouts_worth_trying(
     Raises:
         GateMissedError: ONNX Runtime has no fast static int8 there.
     """
-    first = fast_layout(provider, reduce_range)
+    require_int8_kernels(provider)
+    first = fast_layout(reduce_range)
 
     def other(reason: str, **changes: object) -> Layout:
         return first.model_copy(update={"reason": f"measured: {reason}", **changes})

@@ -7,12 +7,17 @@ from numpy.typing import NDArray
 from compress.int8_layouts import Layout
 
 
+def highest_weight(*, reduce_range: bool) -> int:
+    """Return the code that a weight's largest value gets, as ONNX Runtime's quantizer gives it."""
+    return 64 if reduce_range else 127
+
+
 def rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: Layout) -> NDArray[np.float32]:
     """Return a weight as int8 tells it."""
     axis = output_axis(node, weight.ndim) if layout.per_channel else None
     others = tuple(index for index in range(weight.ndim) if index != axis)
     most = np.abs(weight).max(axis=others, keepdims=True)
-    scale = np.maximum(most, 1e-12) / (64 if layout.reduce_range else 127)
+    scale = np.maximum(most, 1e-12) / highest_weight(reduce_range=layout.reduce_range)
     return np.asarray(np.round(weight / scale) * scale, np.float32)
 
 

@@ -1,7 +1,7 @@
 """What each layer loses in int8, its weights and its activations apart.
 
-One float32 graph serves every look: behind each layer's weight and input stands its rounding to int8, which a switch
-adds.
+One float32 graph serves every look: behind each layer's weight and input, or both inputs where it multiplies two,
+stands the rounding to int8, which a switch adds.
 """
 
 import tempfile
@@ -34,8 +34,8 @@ class LayerDamage(BaseModel, frozen=True):
     Attributes:
         node: Name of its node in the graph.
         operator: Its type.
-        weights: Divergence of the answers with its weights in int8 and all else in float, in nats.
-        activations: The same of its input.
+        weights: Divergence of the answers with its weights in int8 and all else in float, in nats; 0 without weights.
+        activations: The same of what it reads.
     """
 
     node: str
@@ -135,17 +135,19 @@ def _switched(
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         looked_at = node.op_type in PRODUCTS and node.name not in in_float
-        if looked_at and node.input[1] in constants and node.input[0] in ranges:
-            index, own_weight, own_input = len(layers), f"{node.name}{WEIGHTS}", f"{node.name}{ACTIVATIONS}"
+        if looked_at and all(one in ranges or one in constants for one in node.input[:2]):
             layers.append(node)
-            weight = numpy_helper.to_array(constants[node.input[1]])
-            rounded = rounded_weight(weight, node, layout)
-            change = numpy_helper.from_array(rounded - weight, f"{own_weight}/change")
-            graph.initializer.append(change)
-            nodes += _added(own_weight, node.input[1], change.name, WEIGHTS, index, graph)
-            nodes += _rounding(own_input, node.input[0], ranges[node.input[0]], graph)
-            nodes += _added(own_input, node.input[0], f"{own_input}/change", ACTIVATIONS, index, graph)
-            node.input[0], node.input[1] = own_input, own_weight
+            for place, tensor in enumerate(node.input[:2]):
+                kind = WEIGHTS if tensor in constants else ACTIVATIONS
+                own = f"{node.name}{kind}/{place}"
+                if tensor in constants:
+                    weight = numpy_helper.to_array(constants[tensor])
+                    rounded = rounded_weight(weight, node, layout)
+                    graph.initializer.append(numpy_helper.from_array(rounded - weight, f"{own}/change"))
+                else:
+                    nodes += _rounding(own, tensor, ranges[tensor], graph)
+                nodes += _added(own, tensor, f"{own}/change", kind, len(layers) - 1, graph)
+                node.input[place] = own
         nodes.append(node)
     kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]

@@ -144,7 +144,7 @@ def quantize(
             drop_without_vnni = _drop_without_vnni(source, made, trial)
         _write_metadata(part, model, data, config, made)
         candidate = open_onnx(part, str(output))
-        verified = verify(model, candidate) if verify else None
+        verified = _verified(verify, model, candidate, made) if verify else None
         speedup = trial.measure_speedups([candidate])[0] if trial and made.speedup is None else made.speedup
     _warn(speedup, drop_without_vnni, config)
     done = open_onnx(output)
@@ -175,7 +175,7 @@ def quantization_sensitivity(
     Raises:
         ToolError: As `quantize`.
     """
-    layout = layout_asked(config) if config.asked else fast_layout(config.provider, config.reduce_range)
+    layout = layout_asked(config) if config.asked else fast_layout(config.reduce_range)
     with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
         form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
@@ -248,6 +248,14 @@ def _written_otherwise(source: QuantizeSource, part: Path, config: QuantizeConfi
     found = overflowing(onnx.load(source.prepared), source.extremes())
     write_half(source.prepared, part, "float16", (*excluded, *found))
     return tuple(name for name in found if name not in excluded)
+
+
+def _verified(verify: Verify, model: OnnxModel, candidate: OnnxModel, made: _Written) -> Report:
+    """Compare what was written with the original; a miss tells what was tried too."""
+    try:
+        return verify(model, candidate)
+    except GateMissedError as missed:
+        raise GateMissedError(str(missed), [one.model_dump() for one in made.tried]) from missed
 
 
 def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | None) -> float | None:

@@ -91,7 +91,7 @@ def layout_asked(config: QuantizeConfig) -> Layout:
     if config.activation_type and config.weight_type:
         chosen = Layout(**asked, reduce_range=False, reason="as asked for")
     else:
-        fast = fast_layout(config.provider, config.reduce_range)
+        fast = fast_layout(config.reduce_range)
         implied = {"activation_type": "uint8"} if config.form == "dynamic" or config.weight_type == "uint8" else {}
         reason = f"{fast.reason}; {', '.join(asked)} as asked for"
         chosen = fast.model_copy(update=implied | asked | {"reason": reason})

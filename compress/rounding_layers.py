@@ -10,23 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compress.int8_rounding import highest_weight
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-HIGHEST_WEIGHT, HIGHEST_INPUT = 127, 255
+HIGHEST_INPUT = 255
 
 
-def round_layers(module: nn.Module) -> None:
-    """Let every convolution and linear layer of a module round from now on, in place."""
+def round_layers(module: nn.Module, *, reduce_range: bool) -> None:
+    """Let every convolution and linear layer of a module round from now on, in place.
+
+    Args:
+        module: Whose layers round.
+        reduce_range: To 7 of 8 bits for weights.
+    """
     for layer in list(module.modules()):
         if isinstance(layer, LAYERS):
-            layer.__class__ = _rounding(layer.__class__)  # type: ignore[assignment, arg-type]
+            rounding = _rounding(layer.__class__, highest_weight(reduce_range=reduce_range))  # type: ignore[arg-type]
+            layer.__class__ = rounding  # type: ignore[assignment]
 
 
-def rounded_weight(weight: Tensor) -> Tensor:
-    """Return a weight (O, ...) as int8 tells it with a scale for each output channel."""
+def rounded_weight(weight: Tensor, highest: int) -> Tensor:
+    """Return a weight (O, ...) as int8 tells it with a scale for each output channel and so high a code."""
     most = weight.detach().flatten(1).abs().amax(1)
-    scale = most.clamp_min(1e-12) / HIGHEST_WEIGHT
+    scale = most.clamp_min(1e-12) / highest
     zeros = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -HIGHEST_WEIGHT, HIGHEST_WEIGHT)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -highest, highest)
 
 
 def rounded_input(values: Tensor) -> Tensor:
@@ -39,13 +47,13 @@ def rounded_input(values: Tensor) -> Tensor:
 
 
 @cache
-def _rounding(kind: type[nn.Module]) -> type[nn.Module]:
+def _rounding(kind: type[nn.Module], highest: int) -> type[nn.Module]:
     """Return the class of a layer that rounds; its weight is read rounded, and kept, saved and trained as it is."""
 
     class Rounding(kind):  # type: ignore[valid-type,misc]
         @property
         def weight(self) -> Tensor:
-            return rounded_weight(self._parameters["weight"])
+            return rounded_weight(self._parameters["weight"], highest)
 
         def forward(self, inputs: Tensor, *rest: Any, **named: Any) -> Any:
             return super().forward(rounded_input(inputs), *rest, **named)

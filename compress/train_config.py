@@ -55,6 +55,8 @@ class TrainConfig:
         activation: Put this activation in place of the student's before training; None leaves them.
         quantization_aware: Round weights and layers' inputs to int8 in training, so that the model bears it; see
             `compress.rounding_layers`.
+        reduce_range: Round weights to 7 of 8 bits where training is quantization-aware; None asks this processor, as
+            int8 files do.
         freeze: Paths of modules that are not trained, their batch-norm statistics included.
         resized_crop: Least share of an image's area that a random crop keeps, in (0, 1], of an aspect ratio between 3:4
             and 4:3, scaled back to full size (Szegedy et al. 2015, https://arxiv.org/abs/1409.4842); 1 for none.
@@ -97,6 +99,7 @@ class TrainConfig:
     stochastic_depth: float | None = None
     activation: Activation | None = None
     quantization_aware: bool = False
+    reduce_range: bool | None = None
     freeze: tuple[str, ...] = ()
     resized_crop: float = 1.0
     crop_padding: int = 0
@@ -130,6 +133,10 @@ class TrainConfig:
             f"rand_augment is {self.rand_augment}; a magnitude is at most {MAX_RAND_AUGMENT}",
         )
         require(0 < self.resized_crop <= 1, f"resized_crop is {self.resized_crop}; it must be in (0, 1]")
+        require(
+            self.reduce_range is None or self.quantization_aware,
+            "reduce_range is of the rounding of quantization_aware training; set that too",
+        )
         if self.optimizer in FULL_BATCH_OPTIMIZERS:
             _require_deterministic(self)
 

@@ -41,8 +41,8 @@ class Divergence(BaseModel, frozen=True, ser_json_inf_nan="strings"):
         module: Path of the torch module that computes it; empty for the model itself.
         module_type: That module's class.
         max_abs_err: Largest absolute difference of an element.
-        finite: Whether it is free of NaN and of infinities that torch does not have.
-        finite_in_torch: Whether torch's own is free of NaN.
+        finite: Whether it is free of NaN and of infinities; torch's own count where nothing else is found.
+        finite_in_torch: Whether torch's own is free of them.
     """
 
     tensor: str
@@ -104,7 +104,7 @@ def first_divergence(
             _Interpreter(program.module(check_guards=False), search.look).run(*inputs)
     except _Found as found:
         return found.divergence
-    return search.beyond_limits
+    return search.beyond_limits or search.infinite
 
 
 class _Watched:
@@ -134,6 +134,7 @@ class _Search:
     atol: float
     rtol: float
     beyond_limits: Divergence | None = None
+    infinite: Divergence | None = None  # in torch too; above zero, since masks hold those below
 
     def look(self, node: fx.Node, value: object) -> None:
         name = self.taken.pop(0) if node.op == "placeholder" else self.names.get(node.name, "")
@@ -149,6 +150,9 @@ class _Search:
         magnitude = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
         if not finite or difference.max() > ROUNDING * magnitude:
             raise _Found(self._divergence(node, name, difference, expected))
+        if self.infinite is None and expected.max() == np.inf:
+            alike = self._divergence(node, name, difference, expected)
+            self.infinite = alike.model_copy(update={"finite": False, "finite_in_torch": False})
         if self.beyond_limits is None and (difference > self.atol + self.rtol * np.abs(expected)).any():
             self.beyond_limits = self._divergence(node, name, difference, expected)
 

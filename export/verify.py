@@ -205,9 +205,9 @@ def compare(
     if is_first and reference.ndim < 2:
         raise ToolError(f"the models return {reference.shape}; outputs of at least two axes, (N, K), can be compared")
     reference = reference.astype(np.float64)
-    difference = np.abs(candidate.astype(np.float64) - reference)
-    noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # of infinities that both have, say
+        difference = np.abs(candidate.astype(np.float64) - reference)
+        noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
         sqnr_db = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Comparison(
         inputs=inputs,

@@ -11,8 +11,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import click
 import numpy as np
+import onnx
 import pytest
 from click.testing import Result
+from onnx import numpy_helper
 
 import stages
 from cli import main
@@ -283,6 +285,30 @@ def test_quantization_aware_training_takes_a_torch_model(
     assert (both.exit_code, "--sensitivity quantizes nothing" in both.stderr) == (2, True)
     other = onnxpress("quantize", "trained", "--qat", "--precision", "float16", "--data", "digits", "-o", "x.onnx")
     assert (other.exit_code, "--qat trains a model to bear int8, not float16" in other.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--epochs", 3, "--seed", 1], "--epochs and --seed are of --qat, which trains; add that, or drop them"),
+        (["--sensitivity", "--precision", "int4"], "--sensitivity looks at int8, not int4; drop one of them"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    onnxpress: Onnxpress, exported: OnnxModel, options: list[object], said: str
+) -> None:
+    result = onnxpress("quantize", exported.path, *options, "--data", "digits", "-o", "int8.onnx")
+    assert (result.exit_code, said in result.stderr) == (2, True)
+
+
+def test_a_portable_file_has_weights_of_seven_bits(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    asked = ["--portable", "--form", "qdq", "--max-drop", 5, "--threads", 1, "--data", "digits", "--json"]
+    result = onnxpress("quantize", exported.path, *asked, "-o", "int8.onnx")
+    report = json.loads(result.stdout)
+    assert report["layout"]["reduce_range"]
+    assert report["drop_without_vnni"] == report["drop"]
+    weights = [numpy_helper.to_array(one) for one in onnx.load("int8.onnx").graph.initializer]
+    assert max(np.abs(one.astype(int)).max() for one in weights if one.dtype == np.int8 and one.ndim > 1) == 64
 
 
 def test_quantization_aware_training_needs_no_labels(

@@ -136,7 +136,7 @@ def test_a_corrected_bias_takes_off_what_rounding_adds(make, shared: bool, tmp_p
             first.attribute.remove(attribute)
     shape = [axis.dim_value for axis in proto.graph.input[0].type.tensor_type.shape.dim[1:]]
     inputs = np.random.default_rng(0).uniform(0, 5, (64, *shape)).astype(np.float32)
-    layout = fast_layout("cpu").model_copy(update={"per_channel": shared})
+    layout = fast_layout().model_copy(update={"per_channel": shared})
 
     def rounded(graph: onnx.ModelProto) -> onnx.ModelProto:
         made = onnx.ModelProto.FromString(graph.SerializeToString())

@@ -44,11 +44,11 @@ def test_weights_and_activations_that_int8_tells_exactly_lose_nothing(operator: 
     batch = np.random.default_rng(0).integers(0, 256, (8, 4)).astype(np.float32)
     told: list[tuple[int, int]] = []
     (layer,) = int8_sensitivity(
-        proto, {"x": (0.0, 255.0)}, fast_layout("cpu"), [(batch,)], lambda *progress: told.append(progress)
+        proto, {"x": (0.0, 255.0)}, fast_layout(), [(batch,)], lambda *progress: told.append(progress)
     )
     assert (layer.weights, layer.activations) == (0.0, 0.0)
     assert told == [(1, 1)]
-    (coarse,) = int8_sensitivity(proto, {"x": (0.0, 25500.0)}, fast_layout("cpu"), [(batch,)], lambda *_: None)
+    (coarse,) = int8_sensitivity(proto, {"x": (0.0, 25500.0)}, fast_layout(), [(batch,)], lambda *_: None)
     assert coarse.activations > 0.1
     assert coarse.weights == 0.0
 

@@ -69,6 +69,12 @@ def agreement(first: OnnxModel, second: OnnxModel, data: Data) -> float:
     return float((predict(first, data, "test")[0].argmax(1) == predict(second, data, "test")[0].argmax(1)).mean())
 
 
+def matrix_values(model: OnnxModel) -> np.ndarray:
+    """Return all that the file's matrices hold, as float32, in their order."""
+    found = [one for one in onnx.load(model.path).graph.initializer if len(one.dims) == 2]
+    return np.concatenate([numpy_helper.to_array(one).astype(np.float32).ravel() for one in found])
+
+
 def operators(model: OnnxModel) -> list[str]:
     return [node.op_type for node in onnx.load(model.path).graph.node]
 
@@ -169,6 +175,7 @@ def test_bfloat16_needs_a_provider_that_has_it(matrices: OnnxModel, digits: Data
     weights = {one.data_type for one in onnx.load(model.path).graph.initializer}
     assert onnx.TensorProto.BFLOAT16 in weights
     assert onnx.TensorProto.FLOAT16 not in weights
+    assert matrix_values(model) == pytest.approx(matrix_values(matrices), rel=2**-8)
     (tmp_path / "measured").mkdir()
     with pytest.raises(ToolError, match=r"the file in bfloat16 cannot be used on --provider cpu: .*cannot load it on"):
         made(matrices, digits, tmp_path / "measured", precision="bfloat16")

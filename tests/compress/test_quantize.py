@@ -24,6 +24,7 @@ from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.predict import accuracy, predict
 from core.progress import no_progress
+from core.result import Report
 from core.torch_model import TorchModel
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, require_verified, verify
@@ -56,7 +57,7 @@ def test_int8_agrees_with_float32(exported: OnnxModel, quantized: OnnxModel, dig
 def test_the_default_layout_is_uint8_activations_and_int8_weights(quantized: OnnxModel) -> None:
     types = zero_point_types(quantized.path)
     assert types == {"activations": {onnx.TensorProto.UINT8}, "weights": {onnx.TensorProto.INT8}}
-    assert fast_layout("cpu").activation_type == "uint8"
+    assert fast_layout().activation_type == "uint8"
 
 
 def test_explicit_types_are_obeyed(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
@@ -295,3 +296,39 @@ def test_a_portable_file_loses_nothing_without_vnni(
 
 def twice_as_fast(_: OnnxModel, files: Sequence[OnnxModel]) -> list[float]:
     return [2.0 for _ in files]
+
+
+def test_an_operator_that_cannot_run_is_named(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    proto = onnx.load(exported.path)
+    proto.opset_import.append(onnx.helper.make_opsetid("com.example", 1))
+    relu = next(node for node in proto.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Swirl", "com.example"
+    onnx.save(proto, tmp_path / "swirl.onnx")
+    with pytest.raises(ToolError, match="Swirl"):
+        quantize(open_onnx(tmp_path / "swirl.onnx"), digits, tmp_path / "int8.onnx", QuantizeConfig())
+    assert [one.name for one in tmp_path.iterdir()] == ["swirl.onnx"]
+
+
+def test_what_is_slower_is_written_as_asked_with_a_warning(
+    exported: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = QuantizeConfig(form="qdq", calibration_samples=64, max_drop=5.0)
+    quantize(exported, digits, tmp_path / "int8.onnx", config, measure_speedups=lambda _, files: [0.5 for _ in files])
+    assert "the int8 file runs at 0.50x the speed of the float32 file: it does not help here" in caplog.text
+
+
+def test_a_miss_of_verify_tells_what_was_tried(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    def verify(*_: OnnxModel) -> Report:
+        raise GateMissedError("too noisy")
+
+    config = QuantizeConfig(calibration_samples=64, max_drop=5.0)
+    with pytest.raises(GateMissedError, match="too noisy") as caught:
+        quantize(exported, digits, tmp_path / "int8.onnx", config, verify=verify, measure_speedups=twice_as_fast)
+    assert "kept" in [row["verdict"] for row in caught.value.tried]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("settings", [{"form": "qdq"}, {"form": "dynamic"}, {"per_channel": False}])
+def test_what_is_given_is_obeyed_on_any_provider(settings: dict[str, object]) -> None:
+    found = layout_asked(QuantizeConfig(provider="cuda", **settings))
+    assert {name: getattr(found, name) for name in settings} == settings

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from compress.distill import DistillConfig, distill
 from compress.int8_layouts import fast_layout
+from compress.int8_rounding import highest_weight
 from compress.int8_rounding import rounded_weight as rounded_as_in_a_file
 from compress.quantize_config import QuantizeConfig
 from compress.rounding_layers import round_layers, rounded_input, rounded_weight
@@ -24,11 +25,13 @@ from export.to_onnx import ExportConfig, export
 from stages import quantize_measured, quantize_trained
 
 
-def test_weights_are_rounded_as_in_a_file() -> None:
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_weights_are_rounded_as_in_a_file(reduce_range: bool) -> None:
     weight = torch.randn(8, 3, 3, 3) * torch.logspace(-2, 2, 8).view(-1, 1, 1, 1)
     node = helper.make_node("Conv", ["x", "w"], ["y"])
-    layout = fast_layout("cpu").model_copy(update={"reduce_range": False, "per_channel": True})
-    np.testing.assert_allclose(rounded_weight(weight), rounded_as_in_a_file(weight.numpy(), node, layout), rtol=1e-5)
+    layout = fast_layout().model_copy(update={"reduce_range": reduce_range, "per_channel": True})
+    found = rounded_weight(weight, highest_weight(reduce_range=reduce_range))
+    np.testing.assert_allclose(found, rounded_as_in_a_file(weight.numpy(), node, layout), rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0.0, 3.0, -9.0])
@@ -50,8 +53,8 @@ def test_a_layer_computes_with_what_it_rounds(layer: nn.Module) -> None:
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     operations = {2: functional.linear, 3: functional.conv1d, 4: functional.conv2d}
     before = list(layer.state_dict())
-    round_layers(layer)
-    expected = operations[weight.ndim](rounded_input(inputs), rounded_weight(weight), bias)
+    round_layers(layer, reduce_range=False)
+    expected = operations[weight.ndim](rounded_input(inputs), rounded_weight(weight, 127), bias)
     torch.testing.assert_close(layer(inputs), expected)
     assert list(layer.state_dict()) == before
     torch.testing.assert_close(layer.state_dict()["weight"], weight, rtol=0, atol=0)
@@ -59,7 +62,7 @@ def test_a_layer_computes_with_what_it_rounds(layer: nn.Module) -> None:
 
 def test_the_gradient_passes_rounding() -> None:
     layer = nn.Linear(6, 4)
-    round_layers(layer)
+    round_layers(layer, reduce_range=False)
     inputs = torch.randn(5, 6)
     layer(inputs).sum().backward()
     expected = rounded_input(inputs).sum(0).expand(4, -1)

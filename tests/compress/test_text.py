@@ -111,12 +111,24 @@ def test_what_is_for_images_is_refused(fresh: TorchModel, texts: Data, settings:
         finetune(fresh, texts, FinetuneConfig(epochs=1, **{**SETTINGS, **settings}))  # type: ignore[arg-type]
 
 
-def test_int8_keeps_the_answers(file: OnnxModel, texts: Data, tmp_path: Path) -> None:
-    config = QuantizeConfig(form="qdq", activation_type="uint8", weight_type="int8", calibration_samples=48)
-    made = quantize(file, texts, tmp_path / "int8.onnx", config).model
+@pytest.mark.parametrize(
+    ("settings", "operator"),
+    [
+        ({"form": "qdq", "activation_type": "uint8", "weight_type": "int8"}, "QuantizeLinear"),
+        ({"form": "dynamic"}, "MatMulInteger"),
+        ({"precision": "int4"}, "MatMulNBits"),
+        ({"precision": "float16"}, "Cast"),
+    ],
+    ids=["static", "dynamic", "int4", "float16"],
+)
+def test_a_smaller_file_keeps_the_answers(
+    file: OnnxModel, texts: Data, tmp_path: Path, settings: dict[str, str], operator: str
+) -> None:
+    """What masks by the lowest number there is among it."""
+    config = QuantizeConfig(calibration_samples=48, **settings)
+    made = quantize(file, texts, tmp_path / "small.onnx", config).model
     assert made.declared == file.declared
-    operators = [node.op_type for node in onnx.load(made.path).graph.node]
-    assert "QuantizeLinear" in operators
+    assert operator in [node.op_type for node in onnx.load(made.path).graph.node]
     agreement = (predict(made, texts, "test")[0].argmax(1) == predict(file, texts, "test")[0].argmax(1)).mean()
     assert agreement > 0.9
 
@@ -124,6 +136,11 @@ def test_int8_keeps_the_answers(file: OnnxModel, texts: Data, tmp_path: Path) ->
 def test_every_product_has_a_sensitivity(file: OnnxModel, texts: Data) -> None:
     found = quantization_sensitivity(file, texts, QuantizeConfig(calibration_samples=16))
     assert {one.operator for one in found.layers} == {"MatMul", "Gemm"}
+    names = [node.name for node in onnx.load(file.path).graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert [one.node for one in found.layers] == names
+    without_weights = [one for one in found.layers if one.weights == 0]
+    assert len(without_weights) >= 2  # queries by keys, and shares by values
+    assert all(one.activations > 0 for one in without_weights)
 
 
 @pytest.mark.parametrize("histograms", [True, False])

@@ -128,7 +128,7 @@ def answers(path: Path) -> FloatArray:
 @pytest.mark.parametrize("kind", ["qdq", "dynamic"])
 def test_the_bias_of_a_layer_in_float_is_left_as_it_is(values: Data, tmp_path: Path, kind: FileForm) -> None:
     model = layers(tmp_path)
-    layout = fast_layout("cpu").model_copy(update={"form": kind, "only": ("Gemm",)})
+    layout = fast_layout().model_copy(update={"form": kind, "only": ("Gemm",)})
     with quantize_source(model, values, 48, ("first",), no_progress) as source:
         source.write(Form(layout, "minmax", ("last",), ("bias corrected",)), tmp_path / "whole.onnx")
         source.write(Form(layout, "minmax", (), ("bias corrected",)), tmp_path / "half.onnx")
@@ -150,7 +150,7 @@ def test_samples_are_run_for_means_once(values: Data, tmp_path: Path, monkeypatc
         return whole(batches)
 
     monkeypatch.setattr(Batches, "__iter__", counted)
-    form = Form(fast_layout("cpu"), "minmax", (), ("bias corrected",))
+    form = Form(fast_layout(), "minmax", (), ("bias corrected",))
     with quantize_source(layers(tmp_path), values, 48, (), no_progress) as source:
         source.write(form, tmp_path / "first.onnx")
         once = len(runs)
@@ -162,7 +162,7 @@ def test_weights_that_are_inputs_too_are_not_asked_for(values: Data, tmp_path: P
     model = layers(tmp_path, "w1", "b2")
     assert len(quantization_sensitivity(model, values, QuantizeConfig()).layers) == 2
     with quantize_source(model, values, 48, (), no_progress) as source:
-        source.write(Form(fast_layout("cpu"), "minmax", (), ("bias corrected",)), tmp_path / "int8.onnx")
+        source.write(Form(fast_layout(), "minmax", (), ("bias corrected",)), tmp_path / "int8.onnx")
     assert np.abs(answers(tmp_path / "int8.onnx") - answers(model.path)).max() < 2
 
 

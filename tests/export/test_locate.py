@@ -1,6 +1,8 @@
 """A wrong operator planted in an exported file is located to the module it came from."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,14 @@ def test_nan_that_torch_makes_too_is_said(untrained: TorchModel, tmp_path: Path)
             export(untrained, tmp_path / "model.onnx", ExportConfig())
     finally:
         torch.nn.init.kaiming_normal_(untrained.module[3].conv1.weight)
+
+
+def test_infinity_that_torch_makes_too_is_said(trained: TorchModel, tmp_path: Path) -> None:
+    module = copy.deepcopy(trained.module)
+    with torch.no_grad():
+        module[6].bias[0] = np.inf
+    with pytest.raises(GateMissedError, match=r"not finite is 'logits' of module 6 \(Linear\), .*, in torch too"):
+        export(replace(trained, module=module), tmp_path / "model.onnx", ExportConfig())
 
 
 def test_the_command_prints_it(

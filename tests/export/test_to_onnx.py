@@ -151,3 +151,11 @@ def test_the_module_is_untouched(trained: TorchModel, tmp_path: Path) -> None:
 def test_attention_of_five_axes_is_exported(tiny: str, tmp_path: Path) -> None:
     model = load_torch_model(f"{tiny}:windowed", input_shape=(1, 8, 8))
     assert export(model, tmp_path / "model.onnx", ExportConfig()).report.verify.misses == ()
+
+
+@pytest.mark.parametrize(("kind", "settings"), [("LSTM", ",bidirectional=true"), ("GRU", ",num_layers=2")])
+def test_recurrent_layers_are_exported(tiny: str, tmp_path: Path, kind: str, settings: str) -> None:
+    model = load_torch_model(f"{tiny}:recurrent,kind={kind}{settings}", input_shape=(1, 8, 8))
+    made = export(model, tmp_path / "model.onnx", ExportConfig())
+    assert kind in [node.op_type for node in onnx.load(made.model.path).graph.node]
+    assert [one.samples for one in made.report.verify.comparisons] == [1, 2, 7]
