@@ -1,4 +1,4 @@
-"""What is done where every form that is fast loses too much.
+"""What is done where every form that is faster than float32 loses too much.
 
 Ranges are found in other ways, then the graph is equalized and its biases corrected, and then the layers that lose most
 go back to float, no more of them than it takes.
