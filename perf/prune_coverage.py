@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from results_file import bars_table, markdown_table, measured_here, page, publish
-from tried_apart import Row, filled, fit_batch_norm, once, tried_apart
+from tried_apart import Row, as_if_trained, filled, once, tried_apart
 
 from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
@@ -167,7 +167,7 @@ def _nothing(model: str) -> Row:
 def _tried(name: str) -> Row:
     def fill(row: Row) -> None:
         model = load_torch_model(name, None, None, seed=0)
-        fit_batch_norm(model)
+        as_if_trained(model)
         pruned, row["ignored"], report = _pruned(model)
         row["params_ratio"] = report.params[0] / report.params[1]
         row["macs_ratio"] = report.macs_ratio
@@ -192,7 +192,7 @@ def _pruned(model: TorchModel) -> tuple[TorchModel, list[str], Any]:
                 raise
             ignored += [path for path in named if path not in ignored]
         else:
-            fit_batch_norm(result.model)
+            as_if_trained(result.model)
             return result.model, ignored, result.report
 
 

@@ -54,6 +54,14 @@ def commit() -> str:
     return sha + (" with uncommitted changes" if dirty else "")
 
 
+def trees(*paths: str) -> str:
+    """Return the hashes of folders and files as they are committed: what was tried by other code is tried again."""
+    names = [f"HEAD:{path}" for path in paths]
+    return subprocess.run(
+        ["git", "rev-parse", *names], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
 def page(title: str, result: dict[str, Any], *parts: str, level: int = 1) -> str:
     """Return a result as Markdown: its title, by what it was made, the parts, and where it was measured."""
     made_by = f"Made by `{result['command']}` at commit {result['commit']}; do not edit."

@@ -18,6 +18,7 @@ from core.torch_model import TorchModel
 from core.whole_output import whole_file
 
 Row = dict[str, Any]
+ASLEEP = 0.01  # all of a tensor's values are below this
 
 
 def once(model: str, key: str, runs: Path, try_apart: Callable[[str], Row]) -> Row:
@@ -72,8 +73,17 @@ def filled(row: Row, fill: Callable[[Row], None]) -> Row:
     return {**row, "seconds": time.monotonic() - started}
 
 
-def fit_batch_norm(model: TorchModel) -> None:
-    """Let batch norm know noise as a trained model's knows its data: else numbers grow without end."""
+def as_if_trained(model: TorchModel) -> None:
+    """Give random weights what training would, in place.
+
+    What starts at nothing, or nearly, as last layers, scales of branches and gates do, gets random values: a mistake
+    behind it could not be seen. Batch norm knows noise as a trained model's knows its data: else numbers grow without
+    end.
+    """
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            if float(parameter.abs().max()) < ASLEEP:
+                parameter.normal_(0, 0.2 if parameter.ndim == 1 else 0.02)
     with statistics_of_batches(model.module, momentum=None) as norms, torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()

@@ -109,6 +109,26 @@ BAD_INPUT = {
         ["quantize", "{tiny}:cnn", "--data", "digits", "-o", "x.onnx"],
         "is not an .onnx file; export it first",
     ),
+    "a quantized file to quantize": (
+        ["quantize", "int8.onnx", "--data", "digits", "-o", "x.onnx"],
+        "int8.onnx is int8 already; give the float32 file it was made from",
+    ),
+    "a file to quantize over itself": (
+        ["quantize", "model.onnx", "--data", "digits", "-o", "model.onnx", "--force"],
+        "model.onnx is the file to quantize, which stays; choose another --output",
+    ),
+    "rows to quantize a model of images on": (
+        ["quantize", "model.onnx", "--data", "rows.npz", "-o", "x.onnx"],
+        "model.onnx takes images, rows.npz holds samples that are not images",
+    ),
+    "colour images to quantize a grey model on": (
+        ["quantize", "model.onnx", "--data", "colour.npz", "-o", "x.onnx"],
+        "channels",
+    ),
+    "a quantized file below a file": (
+        ["quantize", "model.onnx", "--data", "digits", "-o", "model.onnx/x.onnx"],
+        "cannot write",
+    ),
     "a report that is none": (["bench", "model.onnx", "--compare", "bad.toml"], "is no report of `bench --json`"),
     "no input shape": (["export", "{tiny}:cnn", "-o", "x.onnx"], "give --data or --input-shape"),
     "a wrong input shape": (["export", "{tiny}:cnn", "--input-shape", "3,8,8", "-o", "x.onnx"], "in its module '0'"),
@@ -146,10 +166,11 @@ BAD_INPUT = {
 
 
 @pytest.fixture
-def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Path:
+def workbench(tmp_path: Path, exported: OnnxModel, quantized: OnnxModel, untrained: TorchModel) -> Path:
     """A folder with good and bad files, to which the commands above refer."""
     whole = exported.path.read_bytes()
     (tmp_path / "model.onnx").write_bytes(whole)
+    (tmp_path / "int8.onnx").write_bytes(quantized.path.read_bytes())
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.onnx").write_bytes(b"")
     (tmp_path / "other.onnx.data").write_bytes(b"")
@@ -177,6 +198,7 @@ def workbench(tmp_path: Path, exported: OnnxModel, untrained: TorchModel) -> Pat
     np.savez(tmp_path / "labels.npz", x_train=images, y_train=targets, labels=labels)
     np.savez(tmp_path / "gap.npz", x_train=images, y_train=targets // 2 * 2)
     np.savez(tmp_path / "rgb.npz", x_test=np.zeros((40, 8, 8, 3), np.uint8), y_test=targets)
+    np.savez(tmp_path / "colour.npz", x_train=np.zeros((40, 8, 8, 3), np.uint8), y_train=targets)
     np.savez(tmp_path / "nan.npz", x_train=np.full((40, 5), np.nan, np.float32), y_train=targets % 3)
     return tmp_path
 
