@@ -186,8 +186,8 @@ def _markdown(result: dict[str, Any]) -> str:
         "Architectures that `export` takes",
         result,
         f"{passed} of {len(result['rows'])} come through. Random weights, none of them nothing, batch norm fitted to "
-        f"noise; exported, simplified and verified against torch at batch 1, 2 and 7 (atol {ATOL:g}, rtol 0.001); the worst of the "
-        "three is shown.\n",
+        f"noise; exported, simplified and verified against torch at batch 1, 2 and 7 (atol {ATOL:g}, rtol 0.001); the "
+        "worst of the three is shown.\n",
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
     )

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from results_file import bars_table, markdown_table, measured_here, page, publish
-from tried_apart import Row, as_if_trained, filled, once, tried_apart
+from tried_apart import Row, as_if_trained, filled, fit_batch_norm, once, tried_apart
 
 from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
@@ -192,7 +192,7 @@ def _pruned(model: TorchModel) -> tuple[TorchModel, list[str], Any]:
                 raise
             ignored += [path for path in named if path not in ignored]
         else:
-            as_if_trained(result.model)
+            fit_batch_norm(result.model)
             return result.model, ignored, result.report
 
 

@@ -77,13 +77,17 @@ def as_if_trained(model: TorchModel) -> None:
     """Give random weights what training would, in place.
 
     What starts at nothing, or nearly, as last layers, scales of branches and gates do, gets random values: a mistake
-    behind it could not be seen. Batch norm knows noise as a trained model's knows its data: else numbers grow without
-    end.
+    behind it could not be seen.
     """
     with torch.no_grad():
         for parameter in model.module.parameters():
             if float(parameter.abs().max()) < ASLEEP:
                 parameter.normal_(0, 0.2 if parameter.ndim == 1 else 0.02)
+    fit_batch_norm(model)
+
+
+def fit_batch_norm(model: TorchModel) -> None:
+    """Let batch norm know noise as a trained model's knows its data: else numbers grow without end."""
     with statistics_of_batches(model.module, momentum=None) as norms, torch.no_grad():
         for norm in norms:
             norm.reset_running_stats()
