@@ -314,7 +314,8 @@ def quantize(
     of_training = {"epochs": epochs, "lr": lr, "seed": seed}
     training: dict[str, Any] = {name: value for name, value in of_training.items() if value is not None}
     if training and not qat:
-        raise click.UsageError(f"--{' and --'.join(training)} are of --qat, which trains; add that, or drop them")
+        unused = ", ".join(f"--{name}" for name in training)
+        raise click.UsageError(f"{unused}: of --qat, which trains; add that, or drop it")
     with session(given) as (options, progress):
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig

@@ -23,7 +23,7 @@ from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sen
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
 from compress.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
-from compress.quantize_config import QuantizeConfig
+from compress.quantize_config import QuantizeConfig, layout_asked
 from compress.ranking import RankingConfig
 from compress.training import TrainReport, finish, metrics_lines
 from compress.training_state import partial_folder
@@ -244,10 +244,12 @@ def quantize_trained(
         try:
             return quantize_measured(whole, data, output, config, threads, progress, force=force)
         except GateMissedError as missed:
-            if missed.tried and not any(row["speedup"] and row["speedup"] >= FASTER for row in missed.tried):
+            scored = [row for row in missed.tried if row["speedup"] is not None and row["drop"] is not None]
+            if missed.tried and not any(row["speedup"] >= FASTER for row in scored):
                 raise
             logger.info("%s: %s; training for %d epochs", model.name, missed, training.epochs)
-        training = dataclasses.replace(training, reduce_range=config.reduce_range)
+        if training.reduce_range is None:
+            training = dataclasses.replace(training, reduce_range=layout_asked(config).reduce_range)
         if not data.split("train").is_labelled:
             training = dataclasses.replace(training, kd_ratio=1.0)
         workspace = partial_folder(output)

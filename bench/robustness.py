@@ -22,7 +22,7 @@ from core.errors import ToolError, require
 from core.machine import package_versions
 from core.onnx_model import OnnxModel
 from core.outputs import logits_in
-from core.predict import Logits, accuracy, logits_of, predict, preprocessing_of
+from core.predict import Logits, accuracy, fixed_batch_of, logits_of, predict, preprocessing_of
 from core.preprocessing import Preprocessing, model_input, normalise
 from core.progress import Progress, no_progress
 from core.result import Report
@@ -232,7 +232,7 @@ def measure_fgsm(
         accuracy(*predict(model, data, split, batch_size=batch_size, limit=limit, provider=provider, threads=threads))
         for model in measured
     ]
-    runs = [_chunked(logits_of(model, provider=provider, threads=threads), _fixed_batch(model)) for model in measured]
+    runs = [_chunked(logits_of(model, provider=provider, threads=threads), fixed_batch_of(model)) for model in measured]
     chosen = _chosen(data, split, limit)
     logits: list[list[Tensor]] = [[] for _ in measured]
     for adversarial in _crafted(source, chosen, _common_batch(measured, batch_size), epsilon, progress):
@@ -330,14 +330,9 @@ def _chosen(data: Data, split: str, limit: int | None) -> Split:
     return whole if limit is None else whole.take(spread(len(whole), limit))
 
 
-def _fixed_batch(model: Model) -> int | None:
-    """Return the batch an .onnx file is fixed at, or None."""
-    return model.fixed_batch if isinstance(model, OnnxModel) else None
-
-
 def _common_batch(models: Sequence[Model], batch_size: int) -> int:
     """Return the batch size near `batch_size` that every fixed batch divides."""
-    unit = math.lcm(*(_fixed_batch(model) or 1 for model in models))
+    unit = math.lcm(*(fixed_batch_of(model) or 1 for model in models))
     return max(1, batch_size // unit) * unit
 
 

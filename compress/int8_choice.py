@@ -36,7 +36,7 @@ def choose(layouts: Sequence[Layout], trial: Trial, methods: Sequence[Method], s
     """Return the fastest form that loses no more than it may, and about as little as others that are about as fast.
 
     Args:
-        layouts: Of the forms.
+        layouts: Of the forms, in the order of preference among equals.
         trial: What they are put through.
         methods: Ways to find ranges: the first serves all layouts, the others one that loses too much.
         sensitivity: What each layer loses in a form; asked for where none fits.

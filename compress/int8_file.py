@@ -113,6 +113,13 @@ def write_dynamic(prepared: Path, output: Path, layout: Layout, in_float: Sequen
     )
 
 
+def rounds_when_it_runs(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
+    """Tell whether the dynamic form makes a node int8: of products, those with a constant matrix only."""
+    if node.op_type in ("MatMul", "Gemm"):
+        return node.input[1] in {one.name for one in graph.initializer}
+    return node.op_type in DYNAMIC
+
+
 def multiplies_in_int8(graph: onnx.GraphProto) -> bool:
     """Tell whether a file has a product of int8: ONNX Runtime's quantizer passes over what it cannot quantize."""
     restored = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}

@@ -57,7 +57,7 @@ def require_int8_kernels(provider: str) -> None:
     if provider_name(provider) == "CUDAExecutionProvider":
         why = "ONNX Runtime's CUDA provider has no int8 convolution or matrix kernels"
         raise GateMissedError(
-            f"no int8 form is faster than float32 on CUDA: {why}; try --precision float16",
+            f"no int8 form is faster than float32 on CUDA: {why}; keep float32, or try float16",
             [{"form": "any static int8", "speedup": None, "drop": None, "verdict": f"not tried: {why}"}],
         )
 

@@ -3,12 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-
 from core.data import Data
 from core.onnx_model import OnnxModel
-from core.predict import in_whole_batches, predict
-from core.sessions import FloatArray
+from core.predict import in_whole_batches, num_right, predict
 
 SCORED = 2000  # samples of the validation split
 SCORED_AT_ONCE = 16  # what simulates saturation holds a tensor for every pair of weights
@@ -42,13 +39,9 @@ def drop_against(model: OnnxModel, data: Data, provider: str) -> Callable[[OnnxM
     logits, targets = score(model)
     if not data.split("validation").is_labelled:
         targets = logits.argmax(1)
-    num_right = _num_right(logits, targets)
+    before = num_right(logits, targets)
 
     def drop_of(candidate: OnnxModel) -> float:
-        return 100 * (num_right - _num_right(score(candidate)[0], targets)) / len(targets)
+        return 100 * (before - num_right(score(candidate)[0], targets)) / len(targets)
 
     return drop_of
-
-
-def _num_right(logits: FloatArray, targets: np.ndarray) -> int:
-    return int((logits.argmax(1) == targets).sum())

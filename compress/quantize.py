@@ -13,9 +13,9 @@ from pydantic import SerializeAsAny
 from compress.calibration import Method
 from compress.calibration_doubts import doubts
 from compress.half_precision import overflowing, write_half
-from compress.int8_choice import choose
+from compress.int8_choice import KEPT, choose
 from compress.int8_file import multiplies_in_int8
-from compress.int8_layouts import Layout, fast_layout, layouts_worth_trying
+from compress.int8_layouts import Layout, layouts_worth_trying
 from compress.int8_score import drop_against, num_scored
 from compress.int8_sensitivity import LayerDamage
 from compress.int8_trial import Form, Treatment, Trial, Tried
@@ -32,6 +32,8 @@ from core.result import Report, Result
 from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
+
+UNLIKE = "does not match the float32 file"
 
 MeasureSpeedups = Callable[[OnnxModel, Sequence[OnnxModel]], Sequence[float]]
 """Speedups of files over a first, all measured on ONNX Runtime in the same rounds."""
@@ -175,7 +177,7 @@ def quantization_sensitivity(
     Raises:
         ToolError: As `quantize`.
     """
-    layout = layout_asked(config) if config.asked else fast_layout(config.reduce_range)
+    layout = layout_asked(config)
     with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
         form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
@@ -255,7 +257,8 @@ def _verified(verify: Verify, model: OnnxModel, candidate: OnnxModel, made: _Wri
     try:
         return verify(model, candidate)
     except GateMissedError as missed:
-        raise GateMissedError(str(missed), [one.model_dump() for one in made.tried]) from missed
+        told = [one.model_copy(update={"verdict": UNLIKE}) if one.verdict == KEPT else one for one in made.tried]
+        raise GateMissedError(str(missed), [one.model_dump() for one in told]) from missed
 
 
 def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | None) -> float | None:

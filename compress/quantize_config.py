@@ -83,11 +83,13 @@ class QuantizeConfig:
 
 
 def layout_asked(config: QuantizeConfig) -> Layout:
-    """Return the int8 layout that is asked for, the rest of it being what is fast.
+    """Return the int8 layout that is asked for, what is not given of it being what is fast.
 
     A type that is not given is uint8 where the one that is has no kernels with another, or the form writes no other.
     """
     asked = config.asked
+    if not asked:
+        return fast_layout(config.reduce_range)
     if config.activation_type and config.weight_type:
         chosen = Layout(**asked, reduce_range=False, reason="as asked for")
     else:

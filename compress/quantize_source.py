@@ -13,7 +13,7 @@ import torch
 from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
 from compress.equalize import equalized
-from compress.int8_file import DYNAMIC, name_nodes, prepare, write_dynamic, write_static
+from compress.int8_file import name_nodes, prepare, rounds_when_it_runs, write_dynamic, write_static
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.int8_trial import Form, Treatment
 from compress.saturation import saturating
@@ -94,7 +94,7 @@ class QuantizeSource:
         asked = (*self._excluded, *form.in_float)
         graph = onnx.load(self._graph(equalized=_is_equalized(form))).graph
         if form.layout.form == "dynamic":
-            return (*asked, *(node.name for node in graph.node if node.op_type not in (*DYNAMIC, "Gemm")))
+            return (*asked, *(node.name for node in graph.node if not rounds_when_it_runs(node, graph)))
         return (*asked, *masking_nodes(graph, self._observed(form.method, equalized=_is_equalized(form))))
 
     def _ranges_in(self, form: Form) -> Ranges:

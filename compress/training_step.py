@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
 from compress.augment import augment, draw
-from compress.int8_layouts import saturates
+from compress.int8_layouts import fast_layout
 from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_depth
 from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
@@ -143,8 +143,7 @@ def prepare_loop(
     if config.stochastic_depth is not None:
         set_stochastic_depth(module, config.stochastic_depth)
     if config.quantization_aware:
-        reduce_range = saturates("int8") if config.reduce_range is None else config.reduce_range
-        round_layers(module, reduce_range=reduce_range)
+        round_layers(module, reduce_range=fast_layout(config.reduce_range).reduce_range)
     # warmed up: of a few hundred steps a decay of 0.999 would keep more of the start than of what was learned
     average = ModelEmaV3(module, decay=config.ema_decay, use_warmup=True) if config.ema_decay else None
     if accelerator.num_processes > 1:

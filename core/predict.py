@@ -106,8 +106,8 @@ def predict(
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
     run = logits_of(model, device=device, provider=provider, threads=threads, spinning=True)
-    if isinstance(model, OnnxModel) and model.fixed_batch:
-        batch_size = model.fixed_batch
+    if fixed := fixed_batch_of(model):
+        batch_size = fixed
         num_samples = len(data.split(split)) if limit is None else min(len(data.split(split)), limit)
         if num_samples % batch_size:
             raise ToolError(
@@ -140,7 +140,17 @@ def _one_torch_thread() -> Iterator[None]:
 
 def accuracy(logits: FloatArray, targets: np.ndarray) -> float:
     """Return the share of samples whose highest logit is the target's, in percent, rounded once: limits compare it."""
-    return 100 * int((logits.argmax(axis=1) == targets).sum()) / len(targets)
+    return 100 * num_right(logits, targets) / len(targets)
+
+
+def num_right(logits: FloatArray, targets: np.ndarray) -> int:
+    """Return how many samples have their highest logit at the target's."""
+    return int((logits.argmax(axis=1) == targets).sum())
+
+
+def fixed_batch_of(model: TorchModel | OnnxModel) -> int | None:
+    """Return the batch that an .onnx file is fixed at, or None."""
+    return model.fixed_batch if isinstance(model, OnnxModel) else None
 
 
 def in_whole_batches(model: TorchModel | OnnxModel, data: Data, split: str, limit: int) -> int:
@@ -151,7 +161,7 @@ def in_whole_batches(model: TorchModel | OnnxModel, data: Data, split: str, limi
     Raises:
         ToolError: The split holds fewer samples than one batch.
     """
-    batch_size = (model.fixed_batch if isinstance(model, OnnxModel) else None) or 1
+    batch_size = fixed_batch_of(model) or 1
     num_samples = len(data.split(split))
     if num_samples < batch_size:
         raise ToolError(

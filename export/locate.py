@@ -95,6 +95,7 @@ def first_divergence(
     watched = _Watched(read_proto(candidate.path, weights=False), {*names.values(), *taken_as})
     try:
         values = _run(candidate, watched, taken)
+        finite = all(np.isfinite(values[name]).all() for name in returned if name in values)
     except ToolError as error:  # a batch that the file fixes, say
         logger.debug("nothing is located: %s", error)
         return None
@@ -104,7 +105,7 @@ def first_divergence(
             _Interpreter(program.module(check_guards=False), search.look).run(*inputs)
     except _Found as found:
         return found.divergence
-    return search.beyond_limits or search.infinite
+    return search.beyond_limits if finite else search.infinite or search.beyond_limits
 
 
 class _Watched:

@@ -205,18 +205,20 @@ def compare(
     if is_first and reference.ndim < 2:
         raise ToolError(f"the models return {reference.shape}; outputs of at least two axes, (N, K), can be compared")
     reference = reference.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):  # of infinities that both have, say
-        difference = np.abs(candidate.astype(np.float64) - reference)
-        noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
+    difference = _difference(reference, candidate)
+    same = reference.argmax(1) == candidate.argmax(1)
+    noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = float((difference - rtol * np.abs(reference)).max())
         sqnr_db = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Comparison(
         inputs=inputs,
         output=output,
         samples=len(reference),
         max_abs_err=float(difference.max()),
-        excess=float((difference - rtol * np.abs(reference)).max()),
+        excess=excess,
         sqnr_db=sqnr_db,
-        agreement=100 * float(np.mean(reference.argmax(1) == candidate.argmax(1))) if is_first else None,
+        agreement=100 * int(same.sum()) / same.size if is_first else None,
     )
 
 
@@ -266,12 +268,18 @@ def _returns(model: TorchModel | OnnxModel) -> str:
     return model.returns if isinstance(model, OnnxModel) else LOGITS
 
 
+def _difference(reference: Array, candidate: Array) -> np.ndarray:
+    """Return how far each element is off; NaN where both have the same infinity."""
+    with np.errstate(invalid="ignore"):
+        return np.abs(candidate.astype(np.float64) - reference)
+
+
 def _worst(batches: list[Tensors], reference: Array, candidate: Array) -> Tensors:
     """Return a batch that is small, else the sample whose answer is furthest off."""
     sizes = [len(batch[0]) for batch in batches]
     if len(batches) == 1 and sizes[0] <= LOCATED_SAMPLES:
         return batches[0]
-    errors = np.abs(candidate - reference).reshape(len(reference), -1).max(1)  # NaN counts as the highest
+    errors = _difference(reference, candidate).reshape(len(reference), -1).max(1)  # NaN counts as the highest
     worst = int(errors.argmax()) if len(errors) == sum(sizes) else 0  # else the texts' places stand one by one
     for batch, size in zip(batches, sizes, strict=True):
         if worst < size:
@@ -328,7 +336,7 @@ def _misses_of_few(
 
     Their own answers may be faint, or near a tie: their noise is held against the mean square of all samples' answers.
     """
-    noise = float(np.square(pair[1].astype(np.float64) - pair[0]).mean())
+    noise = float(np.square(_difference(*pair)).mean())
     sqnr_db = 10 * float(np.log10(level / noise)) if noise > 0 < level else np.inf if level else -np.inf
     without = {name: limit for name, limit in limits.items() if name != "min_agreement"}
     yield from _misses(comparison.model_copy(update={"sqnr_db": sqnr_db}), without)

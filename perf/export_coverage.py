@@ -3,8 +3,7 @@
 Usage: python perf/export_coverage.py [--runs runs/export-coverage] [--only timm:resnet18,timm:vgg11] [--json]
 
 Each in a process of its own, with a limit of memory and of time. What the folder has of the same code is not tried
-again. Exits 3 when
-the list is shorter than 40 or fewer than 90 % of it come through.
+again. Exits 3 when the list is shorter than 40 or fewer than 90 % of it come through.
 """
 
 import argparse

@@ -290,7 +290,7 @@ def test_quantization_aware_training_takes_a_torch_model(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--epochs", 3, "--seed", 1], "--epochs and --seed are of --qat, which trains; add that, or drop them"),
+        (["--epochs", 3, "--seed", 1], "--epochs, --seed: of --qat, which trains; add that, or drop it"),
         (["--sensitivity", "--precision", "int4"], "--sensitivity looks at int8, not int4; drop one of them"),
     ],
 )

@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from fixed_batch import with_fixed_batch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from core.data import Data
 from core.data_reference import load_data
 from core.errors import InvalidValueError, ToolError
 from core.model_reference import load_torch_model
-from core.onnx_model import OnnxModel, open_onnx
+from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
 from core.preprocessing import Preprocessing, normalise
 from core.torch_model import TorchModel
@@ -283,11 +283,7 @@ def test_a_brittle_model_falls_to_the_attack_on_its_sound_twin(
 def test_a_file_of_fixed_batch_is_shown_its_batches(
     trained: TorchModel, exported: OnnxModel, digits: Data, tmp_path: Path
 ) -> None:
-    proto = onnx.load(exported.path)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 4
-    onnx.save(proto, tmp_path / "fixed.onnx")
-    fixed = open_onnx(tmp_path / "fixed.onnx")
+    fixed = with_fixed_batch(exported, tmp_path, 4)
     attacked = measure_fgsm([fixed, exported], trained, digits, limit=20, batch_size=10, threads=1)
     corrupted = measure_corruptions([fixed, exported], digits, limit=20, severities=[5], threads=1)
     assert attacked.rows[0].attacked_accuracy == attacked.rows[1].attacked_accuracy

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from fixed_batch import with_fixed_batch
 from torch.nn import functional
 
 from compress.distill import DistillConfig, Method, distill, distillation_loss
@@ -20,7 +20,7 @@ from core.data_reference import load_data
 from core.errors import ToolError
 from core.input_spec import InputSpec
 from core.model_reference import load_torch_model
-from core.onnx_model import OnnxModel, open_onnx
+from core.onnx_model import OnnxModel
 from core.preprocessing import normalise
 from core.torch_model import TorchModel
 
@@ -197,8 +197,6 @@ def test_unlabelled_samples_may_be_mixed(
 def test_a_teacher_of_a_fixed_batch_is_refused(
     untrained: TorchModel, exported: OnnxModel, few_digits: Data, tmp_path: Path
 ) -> None:
-    proto = onnx.load(exported.path)
-    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
-    onnx.save(proto, tmp_path / "fixed.onnx")
-    with pytest.raises(ToolError, match=r"fixed\.onnx has its batch fixed at 4, and training makes batches of any"):
-        distill(untrained, open_onnx(tmp_path / "fixed.onnx"), few_digits, DistillConfig())
+    fixed = with_fixed_batch(exported, tmp_path, 4)
+    with pytest.raises(ToolError, match=rf"{fixed.name} has its batch fixed at 4, and training makes batches of any"):
+        distill(untrained, fixed, few_digits, DistillConfig())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixed_batch import with_fixed_batch
 
 from compress.int8_score import drop_against, num_scored
 from core.data import Data
@@ -13,27 +14,18 @@ from core.errors import ToolError
 from core.onnx_model import OnnxModel, open_onnx
 
 
-def of_fixed_batch(model: OnnxModel, folder: Path, batch_size: int) -> OnnxModel:
-    proto = onnx.load(model.path)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch_size
-    del proto.graph.value_info[:]
-    onnx.save(proto, folder / "fixed.onnx")
-    return open_onnx(folder / "fixed.onnx")
-
-
 @pytest.mark.parametrize(("batch_size", "expected"), [(5, 140), (7, 140), (144, 144)])
 def test_a_fixed_batch_is_scored_on_whole_batches(
     exported: OnnxModel, digits: Data, tmp_path: Path, batch_size: int, expected: int
 ) -> None:
-    fixed = of_fixed_batch(exported, tmp_path, batch_size)
+    fixed = with_fixed_batch(exported, tmp_path, batch_size)
     assert num_scored(exported, digits) == len(digits.split("validation")) == 144
     assert num_scored(fixed, digits) == expected
     assert drop_against(fixed, digits, "cpu")(fixed) == 0
 
 
 def test_a_batch_of_more_than_there_are_is_told(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    fixed = of_fixed_batch(exported, tmp_path, 145)
+    fixed = with_fixed_batch(exported, tmp_path, 145)
     with pytest.raises(ToolError, match="batch fixed at 145, more than the 144 samples of validation; export it with"):
         drop_against(fixed, digits, "cpu")
 

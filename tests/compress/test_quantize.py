@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fixed_batch import with_fixed_batch
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+import stages
 from compress import int8_layouts
 from compress.distill import DistillConfig
 from compress.int8_layouts import fast_layout, saturates
@@ -124,11 +126,7 @@ def test_a_type_that_would_not_be_written_is_refused(exported: OnnxModel, digits
 def test_a_fixed_batch_need_not_divide_the_samples(
     exported: OnnxModel, digits: Data, tmp_path: Path, samples: int
 ) -> None:
-    proto = onnx.load(exported.path)
-    for value in (proto.graph.input[0], proto.graph.output[0]):
-        value.type.tensor_type.shape.dim[0].dim_value = 4
-    onnx.save(proto, tmp_path / "fixed.onnx")
-    fixed, made = open_onnx(tmp_path / "fixed.onnx"), tmp_path / "int8.onnx"
+    fixed, made = with_fixed_batch(exported, tmp_path, 4), tmp_path / "int8.onnx"
     config = QuantizeConfig(form="qdq", calibration_samples=samples, max_drop=20.0)
     assert quantize(fixed, digits, made, config).model.is_quantized
     if samples == 20:
@@ -324,7 +322,9 @@ def test_a_miss_of_verify_tells_what_was_tried(exported: OnnxModel, digits: Data
     config = QuantizeConfig(calibration_samples=64, max_drop=5.0)
     with pytest.raises(GateMissedError, match="too noisy") as caught:
         quantize(exported, digits, tmp_path / "int8.onnx", config, verify=verify, measure_speedups=twice_as_fast)
-    assert "kept" in [row["verdict"] for row in caught.value.tried]
+    verdicts = [row["verdict"] for row in caught.value.tried]
+    assert "does not match the float32 file" in verdicts
+    assert "kept" not in verdicts
     assert list(tmp_path.iterdir()) == []
 
 
@@ -332,3 +332,15 @@ def test_a_miss_of_verify_tells_what_was_tried(exported: OnnxModel, digits: Data
 def test_what_is_given_is_obeyed_on_any_provider(settings: dict[str, object]) -> None:
     found = layout_asked(QuantizeConfig(provider="cuda", **settings))
     assert {name: getattr(found, name) for name in settings} == settings
+
+
+def test_what_cannot_be_scored_is_not_trained(
+    trained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missed(*_: object, **__: object) -> None:
+        raise GateMissedError("cannot be used", [{"speedup": 3.0, "drop": None}, {"speedup": 0.9, "drop": None}])
+
+    monkeypatch.setattr(stages, "quantize_measured", missed)
+    training = DistillConfig(quantization_aware=True)
+    with pytest.raises(GateMissedError, match="cannot be used"):
+        quantize_trained(trained, digits, tmp_path / "x.onnx", QuantizeConfig(), training, 1, no_progress)

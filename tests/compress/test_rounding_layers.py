@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,25 +13,28 @@ from onnx import helper
 from torch import nn
 from torch.nn import functional
 
+import stages
 from compress.distill import DistillConfig, distill
+from compress.finetune import FinetuneConfig
 from compress.int8_layouts import fast_layout
-from compress.int8_rounding import highest_weight
 from compress.int8_rounding import rounded_weight as rounded_as_in_a_file
 from compress.quantize_config import QuantizeConfig
 from compress.rounding_layers import round_layers, rounded_input, rounded_weight
+from compress.speed_trial import Speed
+from compress.training_step import prepare_loop
 from core.data import Data
-from core.errors import GateMissedError
+from core.errors import GateMissedError, InvalidValueError
 from core.torch_model import TorchModel
 from export.to_onnx import ExportConfig, export
 from stages import quantize_measured, quantize_trained
 
 
-@pytest.mark.parametrize("reduce_range", [False, True])
-def test_weights_are_rounded_as_in_a_file(reduce_range: bool) -> None:
+@pytest.mark.parametrize(("reduce_range", "highest"), [(False, 127), (True, 64)])
+def test_weights_are_rounded_as_in_a_file(reduce_range: bool, highest: int) -> None:
     weight = torch.randn(8, 3, 3, 3) * torch.logspace(-2, 2, 8).view(-1, 1, 1, 1)
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     layout = fast_layout().model_copy(update={"reduce_range": reduce_range, "per_channel": True})
-    found = rounded_weight(weight, highest_weight(reduce_range=reduce_range))
+    found = rounded_weight(weight, highest)
     np.testing.assert_allclose(found, rounded_as_in_a_file(weight.numpy(), node, layout), rtol=1e-5)
 
 
@@ -67,6 +71,50 @@ def test_the_gradient_passes_rounding() -> None:
     layer(inputs).sum().backward()
     expected = rounded_input(inputs).sum(0).expand(4, -1)
     torch.testing.assert_close(dict(layer.named_parameters())["weight"].grad, expected)
+
+
+@pytest.mark.parametrize(("reduce_range", "highest"), [(False, 127), (True, 64)])
+def test_training_rounds_to_as_many_bits_as_asked(
+    trained: TorchModel, few_digits: Data, reduce_range: bool, highest: int
+) -> None:
+    config = FinetuneConfig(quantization_aware=True, reduce_range=reduce_range)
+    speed = Speed(precision="float32", channels_last=False, compile=False)
+    loop = prepare_loop(trained, few_digits.split("train"), config, speed, lambda *_: torch.zeros(()))
+    layers = [layer for layer in loop.module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    assert len(layers) > 3
+    for layer in layers:
+        weight = layer.weight.detach().flatten(1)
+        codes = highest * weight / weight.abs().amax(1, keepdim=True)
+        torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+
+
+def test_rounding_of_no_training_is_refused() -> None:
+    with pytest.raises(InvalidValueError, match="reduce_range is of the rounding of quantization_aware training"):
+        FinetuneConfig(reduce_range=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"reduce_range": True}, True), ({"weight_type": "uint8", "activation_type": "uint8"}, False)],
+)
+def test_training_is_told_the_files_bits(
+    trained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any, expected: bool
+) -> None:
+    told: list[bool | None] = []
+
+    def missed(*_: object, **__: object) -> None:
+        raise GateMissedError("it loses too much")
+
+    def trained_with(student: TorchModel, teacher: TorchModel, data: Data, config: DistillConfig, **_: object) -> None:
+        told.append(config.reduce_range)
+        raise GateMissedError("trained")
+
+    monkeypatch.setattr(stages, "quantize_measured", missed)
+    monkeypatch.setattr(stages, "distill", trained_with)
+    training = DistillConfig(quantization_aware=True)
+    with pytest.raises(GateMissedError, match="trained"):
+        quantize_trained(trained, digits, tmp_path / "x.onnx", QuantizeConfig(**settings), training, 1, lambda *_: None)
+    assert told == [expected]
 
 
 def test_training_leaves_a_model_that_does_not_round(trained: TorchModel, few_digits: Data) -> None:

@@ -143,6 +143,13 @@ def test_every_product_has_a_sensitivity(file: OnnxModel, texts: Data) -> None:
     assert all(one.activations > 0 for one in without_weights)
 
 
+def test_the_dynamic_form_has_no_sensitivity_of_what_it_leaves_in_float(file: OnnxModel, texts: Data) -> None:
+    """It rounds products with a constant matrix alone: attention's two are not among them."""
+    found = quantization_sensitivity(file, texts, QuantizeConfig(calibration_samples=16, form="dynamic"))
+    whole = quantization_sensitivity(file, texts, QuantizeConfig(calibration_samples=16))
+    assert [one.node for one in found.layers] == [one.node for one in whole.layers if one.weights > 0]
+
+
 @pytest.mark.parametrize("histograms", [True, False])
 def test_what_stands_for_minus_infinity_has_no_range(histograms: bool) -> None:
     graph = helper.make_graph(

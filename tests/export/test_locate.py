@@ -139,6 +139,16 @@ def test_infinity_that_torch_makes_too_is_said(trained: TorchModel, tmp_path: Pa
         export(replace(trained, module=module), tmp_path / "model.onnx", ExportConfig())
 
 
+def test_infinity_is_said_though_rounding_differs_before_it(trained: TorchModel, tmp_path: Path) -> None:
+    """Large values differ by more than the tolerance, and little for their size; then they overflow."""
+    module = copy.deepcopy(trained.module)
+    with torch.no_grad():
+        module[6].weight *= 1e38
+        module[3].bn2.weight *= 1e6
+    with pytest.raises(GateMissedError, match=r"the first tensor that is not finite is 'logits' .*, in torch too"):
+        export(replace(trained, module=module), tmp_path / "model.onnx", ExportConfig())
+
+
 def test_the_command_prints_it(
     onnxpress: Callable[..., Result], trained: TorchModel, exported: OnnxModel, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from fixed_batch import with_fixed_batch
 from onnx import helper, numpy_helper
 
 from core.data import Data
@@ -150,13 +151,7 @@ def test_outputs_of_another_shape_are_refused() -> None:
 def test_a_file_with_a_fixed_batch_is_compared_at_that_size(
     exported: OnnxModel, quantized: OnnxModel, digits: Data, tmp_path: Path
 ) -> None:
-    for model, name in ((exported, "float32.onnx"), (quantized, "int8.onnx")):
-        proto = onnx.load(model.path)
-        for value in (*proto.graph.input, *proto.graph.output):
-            value.type.tensor_type.shape.dim[0].dim_value = 4
-        del proto.graph.value_info[:]
-        onnx.save(proto, tmp_path / name)
-    fixed = [open_onnx(tmp_path / name) for name in ("float32.onnx", "int8.onnx")]
+    fixed = [with_fixed_batch(model, tmp_path, 4) for model in (exported, quantized)]
     report = verify(*fixed, VerifyConfig(), digits)
     assert [one.inputs for one in report.comparisons] == ["batch 4", "validation"]
     assert report.misses == ()
@@ -168,12 +163,7 @@ def test_a_fixed_batch_is_at_most_the_whole_split(
     exported: OnnxModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     monkeypatch.setattr("export.verify.DATA_SAMPLES", 100)
-    proto = onnx.load(exported.path)
-    for value in (*proto.graph.input, *proto.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = batch_size
-    del proto.graph.value_info[:]
-    onnx.save(proto, tmp_path / "fixed.onnx")
-    fixed = open_onnx(tmp_path / "fixed.onnx")
+    fixed = with_fixed_batch(exported, tmp_path, batch_size)
     if batch_size == 144:
         assert [one.samples for one in verify(exported, fixed, VerifyConfig(), digits).comparisons] == [144, 144]
         return
