@@ -8,7 +8,7 @@ import gc
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import BaseModel
@@ -77,6 +77,10 @@ class TimingConfig:
         require(self.max_rounds >= 1, f"max_rounds is {self.max_rounds}; it must be at least 1")
         require(self.precision > 0, f"precision is {self.precision}; it must be above 0")
         require(self.max_seconds > 0, f"max_seconds is {self.max_seconds}; it must be above 0")
+
+
+AGAINST = TimingConfig(iterations=400, rounds=10, max_rounds=20)
+"""Of `measure_against`, which stages compare models by on their way."""
 
 
 class Latency(BaseModel, frozen=True):
@@ -239,7 +243,7 @@ def measure_against(
         ToolError: A model cannot run there.
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, *candidates)]
-    config = TimingConfig(iterations=400, rounds=10, max_rounds=20, precision=precision, max_seconds=30.0 * len(opens))
+    config = replace(AGAINST, precision=precision, max_seconds=30.0 * len(opens))
     first, *others = measure(opens, config).rounds_ms
     return [Timed(_p50_ms(first), _p50_ms(one), speedup(first, one).ratio) for one in others]
 

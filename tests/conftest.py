@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import bench.latency
 from cli import main
 from compress.finetune import FinetuneConfig, finetune
 from compress.quantize import quantize
@@ -27,6 +28,14 @@ TINY = f"{Path(__file__).parent / 'tiny_models.py'}"
 def _interruptible() -> None:
     """Hear Ctrl-C, and let what is started hear it, where a shell's background job would ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _timed_briefly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds where models are compared on the way: tests assert behaviour, not speed, but for the slow ones."""
+    if "slow" not in request.keywords:
+        brief = dataclasses.replace(bench.latency.AGAINST, iterations=20, rounds=2, max_rounds=2)
+        monkeypatch.setattr(bench.latency, "AGAINST", brief)
 
 
 @pytest.fixture(autouse=True)
