@@ -39,6 +39,7 @@ LISTED = ("models",)
 LISTED_OR_ONE = ("teacher",)
 FOLDERS = ("teacher_cache",)  # no model is read from there, and no result depends on them
 SHARED = ("seed", "provider", "threads", "skip_bad")
+OWN = {"distill": ("threads",)}  # a teacher in training takes all cores, whatever the file will be deployed on
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -70,7 +71,8 @@ class Recipe:
         data: The data that every stage reads.
         skip_bad: How many of its samples may be unreadable and left out.
         provider: Where speed is measured.
-        threads: Threads of an ONNX Runtime session; 0 takes the cores this process may use.
+        threads: Of what is measured and verified, as it will be deployed; 0 takes the cores this process may use. A
+            teacher in training runs on those too, unless its stage says otherwise.
         stages: What to do, in order.
         gate: What must hold at the end.
     """
@@ -172,7 +174,7 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
     check_keys(table, {"kind", "name", *roles, *fields}, f"{path}: stage {name!r}")
     config: Any = typed_config(
         CONFIGS[kind],
-        {key: value for key, value in shared.items() if key in fields}
+        {key: value for key, value in shared.items() if key in fields and key not in OWN.get(kind, ())}
         | {k: v for k, v in table.items() if k in fields},
         f"{path}: stage {name!r}",
     )

@@ -46,6 +46,21 @@ def test_stages_are_typed_and_take_the_shared_settings(small: Path) -> None:
     assert recipe.gate == Gate(max_drop=1.5)
 
 
+def test_threads_are_of_what_is_measured_and_not_of_a_teacher(small: Path) -> None:
+    student = """
+[[stage]]
+kind = "distill"
+name = "student"
+model = "models.py:cnn"
+teacher = "teacher"
+"""
+    small.write_text(SMALL.replace("seed = 7", "threads = 1").replace("[gate]", f"{student}[gate]"))
+    bench, distill = load_recipe(small).stages[2:]
+    assert (bench.config.threads, distill.config.threads) == (1, 0)
+    small.write_text(small.read_text().replace('"student"', '"student"\nthreads = 3'))
+    assert load_recipe(small).stages[3].config.threads == 3
+
+
 def test_files_beside_the_recipe_are_found_from_anywhere(small: Path) -> None:
     assert load_recipe(small).stages[0].references["model"] == f"{small.parent / 'models.py'}:cnn"
 
