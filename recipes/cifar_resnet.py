@@ -80,12 +80,12 @@ def resnet20(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
     return _declaring_input(CifarResNet((3, 3, 3), num_classes, in_chans))
 
 
-def resnet18_wide(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
-    """Build an 18-layer network, 0.75 M parameters: few blocks, wide ones where pixels are few.
+def resnet24(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
+    """Build the 24-layer network: ResNet-20 with two more blocks in its last stage, 0.42 M parameters.
 
-    At batch 1 it takes the time of ResNet-20 in int8, and holds nearly three times its parameters.
+    At 8x8 pixels a block costs the least time and holds the most parameters.
     """
-    return _declaring_input(CifarResNet((1, 3, 4), num_classes, in_chans, (16, 48, 96)))
+    return _declaring_input(CifarResNet((3, 3, 5), num_classes, in_chans))
 
 
 def resnet56(num_classes: int = 10, in_chans: int = 3) -> nn.Module:
