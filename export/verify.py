@@ -206,7 +206,6 @@ def compare(
         raise ToolError(f"the models return {reference.shape}; outputs of at least two axes, (N, K), can be compared")
     reference = reference.astype(np.float64)
     difference = _difference(reference, candidate)
-    same = reference.argmax(1) == candidate.argmax(1)
     noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = float((difference - rtol * np.abs(reference)).max())
@@ -218,7 +217,7 @@ def compare(
         max_abs_err=float(difference.max()),
         excess=excess,
         sqnr_db=sqnr_db,
-        agreement=100 * int(same.sum()) / same.size if is_first else None,
+        agreement=_agreement(reference, candidate) if is_first else None,
     )
 
 
@@ -266,6 +265,12 @@ def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callab
 
 def _returns(model: TorchModel | OnnxModel) -> str:
     return model.returns if isinstance(model, OnnxModel) else LOGITS
+
+
+def _agreement(reference: Array, candidate: Array) -> float:
+    """Return the share of equal classes, in percent, rounded once: a limit compares it."""
+    same = reference.argmax(1) == candidate.argmax(1)
+    return 100 * int(same.sum()) / same.size
 
 
 def _difference(reference: Array, candidate: Array) -> np.ndarray:
