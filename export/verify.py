@@ -270,7 +270,7 @@ def _returns(model: TorchModel | OnnxModel) -> str:
 def _agreement(reference: Array, candidate: Array) -> float:
     """Return the share of equal classes, in percent, rounded once: a limit compares it."""
     same = reference.argmax(1) == candidate.argmax(1)
-    return 100 * int(same.sum()) / same.size
+    return 100 * int(same.sum()) / int(same.size)
 
 
 def _difference(reference: Array, candidate: Array) -> np.ndarray:
