@@ -69,11 +69,12 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
         ToolError: int8 is asked for without data to calibrate it on.
         GateMissedError: It is asked for on a provider where it is not fast.
     """
-    if precision == "int8" and data is None:
-        raise ToolError("int8 is calibrated on samples; give --data")
+    types = None
     if precision == "int8":
+        if data is None:
+            raise ToolError("int8 is calibrated on samples; give --data")
         require_int8_kernels(provider)
-    types = fast_layout() if precision == "int8" else None
+        types = fast_layout()
     files: dict[str, OnnxModel] = {}
     with tempfile.TemporaryDirectory() as scratch:
 
@@ -112,7 +113,7 @@ def onnx_speedups(provider: str, threads: int) -> Callable[[OnnxModel, Sequence[
 
     def measured(first: OnnxModel, others: Sequence[OnnxModel]) -> list[float]:
         batch_size = first.fixed_batch or 1
-        precision = CLOSE / 2  # two files are compared, each of them timed to so much
+        precision = CLOSE / 2  # files are compared with one another, each of them timed to so much
         timed = measure_against(
             first, others, provider=provider, threads=threads, batch_size=batch_size, precision=precision
         )
