@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from invocation import Cli, render, session
+from option_rules import qat_settings, require_pruning_target, require_server_limit
 from options import (
     DATA_HELP,
     PATH,
-    PRUNING_TARGETS,
     RATIO,
     comma_list,
     common_options,
@@ -214,12 +214,7 @@ def prune(
     onnxpress prune runs/student --speedup 2 --threads 1 --data photos/ -o runs/pruned
     onnxpress prune runs/student --sensitivity --data photos/ -o sensitivity.html
     """
-    num_targets = sum(given[name] is not None for name in PRUNING_TARGETS)
-    if sensitivity and (num_targets or data is None):
-        raise click.UsageError("--sensitivity takes --data and no target: it prunes nothing")
-    if not sensitivity and num_targets != 1:
-        words = [f"--{name.replace('_', '-')}" for name in PRUNING_TARGETS]
-        raise click.UsageError(f"give one of {', '.join(words[:-1])} and {words[-1]}")
+    require_pruning_target(given, sensitivity=sensitivity, data=data)
     with session(given) as (options, progress):
         from compress.prune import PruneConfig, prune
         from compress.ranking import RankingConfig
@@ -306,16 +301,9 @@ def quantize(
     onnxpress quantize student.onnx --sensitivity --data photos/ -o sensitivity.html
     onnxpress quantize runs/student --qat --max-drop 0.2 --data photos/ -o student.int8.onnx
     """
-    if qat and sensitivity:
-        raise click.UsageError("--sensitivity quantizes nothing, and so trains nothing; drop --qat")
-    if (qat or sensitivity) and given["precision"] != "int8":
-        does = "--qat trains a model to bear" if qat else "--sensitivity looks at"
-        raise click.UsageError(f"{does} int8, not {given['precision']}; drop one of them")
-    of_training = {"epochs": epochs, "lr": lr, "seed": seed}
-    training: dict[str, Any] = {name: value for name, value in of_training.items() if value is not None}
-    if training and not qat:
-        unused = ", ".join(f"--{name}" for name in training)
-        raise click.UsageError(f"{unused}: of --qat, which trains; add that, or drop it")
+    training: dict[str, Any] = qat_settings(
+        given["precision"], sensitivity=sensitivity, qat=qat, epochs=epochs, lr=lr, seed=seed
+    )
     with session(given) as (options, progress):
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig
@@ -436,8 +424,7 @@ def bench(
     onnxpress bench student.int8.onnx --json > today.json
     onnxpress bench student.int8.onnx --compare yesterday.json
     """
-    if ("server" in given["scenarios"]) != (given["slo_ms"] is not None):
-        raise click.UsageError("--scenario server and --slo-ms go together")
+    require_server_limit(given["scenarios"], given["slo_ms"])
     with session(given) as (options, progress):
         from bench.compare import BenchConfig, sweep
         from bench.extras import ExtrasConfig, full_bench
