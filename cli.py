@@ -331,13 +331,16 @@ def quantize(
 @click.argument("candidate")
 @click.option("--reference", required=True, help="What is right: any model.")
 @click.option(
-    "--atol", type=click.FloatRange(0), help="Absolute tolerance; 1e-4 for float files unless limits are given."
+    "--atol", type=click.FloatRange(0), help="Absolute tolerance; 1e-4 for float32 files unless a limit is given."
 )
 @click.option(
-    "--rtol", type=click.FloatRange(0), help="Relative tolerance; 1e-3 for float files unless limits are given."
+    "--rtol", type=click.FloatRange(0), help="Relative tolerance; 1e-3 for float32 files unless a limit is given."
 )
 @click.option(
-    "--min-sqnr-db", type=float, help="Least signal-to-noise ratio; 10 for int8 files unless limits are given."
+    "--min-sqnr-db",
+    type=float,
+    help="Least signal-to-noise ratio, dB; 10 for int8 and int4 files, 35 for float16, 20 for bfloat16 unless a limit "
+    "is given.",
 )
 @click.option("--min-agreement", type=click.FloatRange(0, 100), help="Least share of equal top-1 classes, in percent.")
 @optional_data
@@ -346,6 +349,8 @@ def quantize(
 @common_options
 def verify(candidate: str, reference: str, data: str | None, **given: Any) -> None:
     """Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
+
+    A limit that you give replaces the usual ones; of --atol and --rtol the one that you leave out is then 0.
 
     \b
     onnxpress verify student.int8.onnx --reference student.onnx --data photos/ --min-agreement 98
@@ -366,7 +371,11 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 @click.option("--data", help=f"Measure accuracy on its test split too: {DATA_HELP}")
 @sweep_options
 @click.option(
-    "--iterations", type=click.IntRange(1), default=700, show_default=True, help="Least timed runs of each model."
+    "--iterations",
+    type=click.IntRange(1),
+    default=700,
+    show_default=True,
+    help="Timed runs of each model, as far as --max-seconds allows; a p99 needs 662.",
 )
 @click.option(
     "--max-seconds",
@@ -459,7 +468,11 @@ def bench(
 @click.option("-o", "--output", type=PATH, help="Folder of the run; default runs/NAME.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and what is done already.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override stage.key, gate.key or data; repeatable."
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override STAGE.KEY, gate.KEY or a KEY above the stages; repeatable.",
 )
 @common_options
 def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:

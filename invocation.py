@@ -13,7 +13,13 @@ from core.errors import GateMissedError, ToolError
 from core.processes import is_main_process, num_processes
 from interruption import interruptions
 
-RESUMABLE = ("run", "finetune", "distill")
+GOES_ON = "goes on where it stopped"
+RESUMES = {
+    "run": GOES_ON,
+    "finetune": GOES_ON,
+    "distill": GOES_ON,
+    "quantize": "starts it again, but for the training of --qat, which goes on",
+}
 SHARED_BY_PROCESSES = ("finetune", "distill")
 
 
@@ -27,7 +33,7 @@ class Cli(click.Group):
                 return super().invoke(ctx)
             except (Exception, KeyboardInterrupt) as error:
                 if interrupted:
-                    resume = "goes on where it stopped" if ctx.invoked_subcommand in RESUMABLE else "starts it again"
+                    resume = RESUMES.get(ctx.invoked_subcommand or "", "starts it again")
                     click.echo(f"\nInterrupted; nothing half-written is left. The same command {resume}.", err=True)
                     sys.stdout.flush()
                     os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted

@@ -173,8 +173,9 @@ prune_options = _together(
     click.option(
         "--allocation",
         type=click.Choice(["latency", "global", "uniform", "isomorphic"]),
-        help="From where: as damage per millisecond says, from channels ranked together, the same share of each layer, "
-        "or ranked with those of like layers. Default: latency for a measured target, else global.",
+        help="How the cut is spread: latency takes least damage per measured millisecond, global ranks all channels "
+        "together, uniform takes the same share of each layer, isomorphic ranks among layers of like kind. Default: "
+        "latency for a measured target, else global.",
     ),
     click.option(
         "--importance",

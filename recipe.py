@@ -34,10 +34,25 @@ REFERENCES = {
     "verify": ("model", "reference"),
     "bench": ("models",),
 }
+ROLES = {
+    "model": "What it works on; left out, what the last stage before it made that makes a model.",
+    "teacher": "Whose answers teach: one, or a list.",
+    "init_from": "Start from this model's tensors of the same name and shape.",
+    "weights": "A .safetensors file that is taken in place of training.",
+    "teacher_cache": "Folder, in the run's own unless it is absolute, that keeps what the teacher says.",
+    "baseline": "What factors are counted from; left out, the model itself.",
+    "reference": "What is right.",
+    "models": "What is measured, a list; the first is the baseline.",
+}
+"""What each of `REFERENCES` is for."""
 OPTIONAL = ("init_from", "weights", "teacher_cache", "baseline")
 LISTED = ("models",)
 LISTED_OR_ONE = ("teacher",)
 FOLDERS = ("teacher_cache",)  # no model is read from there, and no result depends on them
+MAKES_NOTHING = ("verify", "bench")
+MAKES_ONNX = ("export", "quantize")
+TAKES_TORCH = ("finetune", "distill", "prune", "export")
+OF_TORCH = ("model", "init_from", "baseline")  # of those, the roles that are torch models
 SHARED = ("seed", "provider", "threads", "skip_bad")
 OWN = {"distill": ("threads",)}  # a teacher in training takes all cores, whatever the file will be deployed on
 RECIPES = Path(__file__).parent / "recipes"
@@ -51,9 +66,7 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: What it reads, by role: ``model``, ``models``, ``teacher`` (one or a list), ``reference``,
-            ``init_from``, ``weights``, ``baseline``, and ``teacher_cache``, a folder, in the run's own unless it is
-            absolute.
+        references: What it reads, by role, one of `ROLES`: stages' names, files, model references.
     """
 
     name: str
@@ -69,10 +82,9 @@ class Recipe:
     Attributes:
         name: The artifact's name.
         data: The data that every stage reads.
-        skip_bad: How many of its samples may be unreadable and left out.
+        skip_bad: As in `Shared`, and so the next two.
         provider: Where speed is measured.
-        threads: Of what is measured and verified, as it will be deployed; 0 takes the cores this process may use. A
-            teacher in training runs on those too, unless its stage says otherwise.
+        threads: Of what is measured and verified.
         stages: What to do, in order.
         gate: What must hold at the end.
     """
@@ -109,7 +121,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     if not isinstance(raw.get("gate", {}), dict):
         raise ToolError(f"{path}: gate is a table of limits: [gate]")
     shared = {key: raw[key] for key in SHARED if key in raw}
-    settings = typed_config(_Shared, shared, str(path))
+    settings = typed_config(Shared, shared, str(path))
     stages: list[Stage] = []
     for table in raw["stage"]:
         stages.append(_stage(table, shared, stages, path))
@@ -144,8 +156,16 @@ def find_recipe(path: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Shared:
-    """What stands above the stages and holds for all of them; a stage takes what its config knows."""
+class Shared:
+    """What stands above the stages and holds for all of them, but for a stage that sets its own.
+
+    Attributes:
+        seed: Seeds everything random.
+        provider: Where files run that are measured and verified: ``cpu``, ``cuda``, or ONNX Runtime's own name.
+        threads: Of an ONNX Runtime session that is measured or verified, as it will be deployed; 0 takes the cores this
+            process may use. A teacher in training takes those in any case, unless its stage says otherwise.
+        skip_bad: How many samples of the data may be unreadable and left out.
+    """
 
     seed: int = 0
     provider: str = "cpu"
@@ -179,7 +199,7 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
         f"{path}: stage {name!r}",
     )
     references = {role: table[role] for role in roles if role in table}
-    models = [stage.name for stage in earlier if stage.kind not in ("verify", "bench")]
+    models = [stage.name for stage in earlier if stage.kind not in MAKES_NOTHING]
     if "model" in roles and "model" not in references and models:
         references["model"] = models[-1]
     for role in roles:
@@ -192,9 +212,23 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
         if not (takes_list if is_list else takes_one) or not all(isinstance(one, str) for one in listed):
             wanted = "a name" if not takes_list else "a name or a list of names" if takes_one else "a list of names"
             raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
+        for one in listed if role not in FOLDERS else ():
+            _check_carrier(kind, role, one, earlier, f"{path}: stage {name!r}")
     known = [stage.name for stage in earlier]
     found = {role: named if role in FOLDERS else _reference(named, known, path) for role, named in references.items()}
     return Stage(name, kind, config, found)
+
+
+def _check_carrier(kind: str, role: str, named: str, earlier: list[Stage], stage: str) -> None:
+    """Raise `ToolError` where a stage can never read what an earlier one makes, rather than after hours of training."""
+    maker = next((one for one in earlier if one.name == named), None)
+    if maker and maker.kind in MAKES_NOTHING:
+        raise ToolError(f"{stage}: {role} is {named!r}, a {maker.kind} stage, which makes no model")
+    is_onnx = maker.kind in MAKES_ONNX if maker else named.endswith(".onnx")
+    if kind == "quantize" and not is_onnx:
+        raise ToolError(f"{stage} quantizes an .onnx file, which {named!r} is not; put an export stage before it")
+    if kind in TAKES_TORCH and role in OF_TORCH and is_onnx:
+        raise ToolError(f"{stage}: {role} is {named!r}, an .onnx file; it takes a torch model")
 
 
 def _reference(named: Any, known: list[str], path: Path) -> Any:

@@ -17,7 +17,7 @@ from core.onnx_model import OnnxModel
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
-from recipe import FOLDERS, Recipe, Stage
+from recipe import FOLDERS, MAKES_ONNX, Recipe, Stage
 
 Model = TorchModel | OnnxModel
 
@@ -54,8 +54,7 @@ class RunFolder:
 
     def path(self, stage: Stage) -> Path:
         """Where the stage's model is: a checkpoint folder or an .onnx file."""
-        is_onnx = stage.kind in ("export", "quantize")
-        return self.folder(stage) / ("model.onnx" if is_onnx else "checkpoint")
+        return self.folder(stage) / ("model.onnx" if stage.kind in MAKES_ONNX else "checkpoint")
 
     def stage(self, name: str) -> Stage | None:
         """The stage of that name, None when no stage is called so."""

@@ -19,14 +19,14 @@ from compress.init_from import init_from
 from compress.int8_layouts import fast_layout, require_int8_kernels
 from compress.int8_sensitivity import int8_sensitivity_plot
 from compress.int8_trial import CLOSE, FASTER
-from compress.layer_sensitivity import SensitivityReport, layer_sensitivity, sensitivity_plot
 from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
 from compress.prune import PruneConfig, prune
+from compress.pruning_sensitivity import SensitivityReport, pruning_sensitivity, sensitivity_plot
 from compress.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig, layout_asked
 from compress.ranking import RankingConfig
-from compress.training import TrainReport, finish, metrics_lines
-from compress.training_state import partial_folder
+from compress.training import TrainReport, metrics_lines
+from compress.training_state import discard_state, partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError, ToolError
@@ -150,7 +150,7 @@ def save_trained(model: TorchModel, report: Report, output: Path) -> None:
 def drop_state(output: Path) -> None:
     """Remove what an interrupted run would go on from."""
     if is_main_process():
-        finish(partial_folder(output))
+        discard_state(partial_folder(output))
 
 
 def find_learning_rate(
@@ -167,7 +167,7 @@ def find_sensitivity(
     model: TorchModel, config: RankingConfig, data: Data, output: Path, progress: Progress
 ) -> SensitivityReport:
     """Measure what each layer bears and write the plot."""
-    report = layer_sensitivity(model, config, data, progress)
+    report = pruning_sensitivity(model, config, data, progress)
     with whole_file(output) as part:
         part.write_text(sensitivity_plot(report))
     return report
@@ -257,7 +257,7 @@ def quantize_trained(
         trained = distill(model, model, data, training, workspace=workspace, progress=progress).model
         file = export(trained, Path(scratch) / "trained.onnx", ExportConfig()).model
         made = quantize_measured(file, data, output, config, threads, progress, baseline=whole, force=force)
-        finish(workspace)
+        drop_state(output)
     return Result(made.model, made.report.model_copy(update={"trained_epochs": training.epochs}))
 
 

@@ -119,7 +119,7 @@ class PruneReport(Report, frozen=True):
         latency_ms: On ONNX Runtime, before and after; None when it was not measured.
         precision: Of what was timed.
         accuracy: On the validation split, in percent: before, right after pruning, and with batch-norm statistics
-            re-estimated; None without data.
+            re-estimated; None without data, or where that split has no labels.
         layers: The layers that became narrower.
         dropped_blocks: The residual blocks that were left out.
         search: What was tried on the way to a measured target.

@@ -50,7 +50,7 @@ class QuantizeReport(Report, frozen=True):
         calibration_method: How ranges were found; None where none were needed.
         treatments: What was done to the float32 graph first: ``equalized``, ``bias corrected``.
         left_in_float: Names of nodes that stayed in float32: what was excluded, what lost too much in int8, and what
-            would overflow in float16.
+            would overflow in float16; without those that no form rounds, as what masks an attention.
         hardest_layer: Name of the node that loses most, where no form fitted as it was.
         tried: What it was chosen among; empty where it was asked for.
         trained_epochs: Epochs of quantization-aware training that it took; 0 where calibration was enough.
@@ -110,7 +110,7 @@ def quantize(
 
     Args:
         model: A float32 file; left untouched.
-        data: Its train split calibrates.
+        data: Its train split calibrates, its validation split scores.
         output: The file to make; it takes its name only after `verify`.
         config: How.
         baseline: What accuracy is lost against; None takes `model`.

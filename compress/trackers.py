@@ -13,8 +13,6 @@ from compress.accelerator import start_accelerator
 from compress.training import OnEpoch
 from core.errors import ToolError
 
-TRACKERS = ("tensorboard", "mlflow")
-
 
 @contextmanager
 def tracking(names: Sequence[str], output: Path, settings: Mapping[str, Any]) -> Iterator[OnEpoch | None]:

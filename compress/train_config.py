@@ -33,8 +33,8 @@ class TrainConfig:
         warmup_epochs: Epochs over which the learning rate rises linearly from 0; None takes one, or a tenth of the run
             where that is shorter.
         clip_grad_norm: Scale gradients down to at most this norm; 0 leaves them.
-        ema_decay: Judge and keep an exponential moving average of the weights, such as 0.999 a step, at step n
-            1 - n^(-2/3) at most; 0 for none.
+        ema_decay: Decay a step, such as 0.999, of an exponential moving average of the weights, which is what is judged
+            and kept; at step n it is 1 - n^(-2/3) at most. 0 for none.
         patience: Stop after this many epochs without a better validation accuracy; 0 never stops early.
         loss: ``cross-entropy``, ``binary-cross-entropy`` (each class by itself), or ``mse`` between logits and one-hot
             targets (Hui and Belkin 2020, https://arxiv.org/abs/2006.07322).

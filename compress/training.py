@@ -18,7 +18,7 @@ from compress.full_batch import check_full_batch, minimise
 from compress.learning_rate import schedule_of
 from compress.speed_trial import Speed, Tried, choose_speed
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
-from compress.training_state import TrainingState, discard_state, load_state, save_state
+from compress.training_state import TrainingState, load_state, save_state
 from compress.training_step import (
     BatchLoss,
     Loop,
@@ -182,12 +182,6 @@ class _Run:
 def metrics_lines(metrics: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> str:
     """Return the text of ``metrics.jsonl``: one JSON object a line, one line an epoch."""
     return "".join(json.dumps(entry) + "\n" for entry in metrics)
-
-
-def finish(workspace: Path | None) -> None:
-    """Remove the state of a run whose result has been saved."""
-    if workspace:
-        discard_state(workspace)
 
 
 def _speed(

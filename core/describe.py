@@ -21,7 +21,7 @@ class Description(Report, frozen=True):
         sha256: Digest of the file, or of architecture and weights.
         inputs: Name, shape and dtype of each; the batch axis is the first of an ONNX input.
         outputs: Likewise, the logits first.
-        params: Number of parameters.
+        params: Number of parameters; of an ONNX file, elements of all its initializers.
         macs: Multiply-accumulates of one sample.
         size_bytes: The file's size, with weights beside it.
         returns: What an ONNX file returns: ``logits``, ``probabilities`` or ``top-5``.

@@ -138,7 +138,7 @@ def _fresh(reference: Reference, data: Data | None, input_shape: InputShape | No
             defaults["num_classes"] = len(data.labels)
         if data.kind == "image" and data.sample_shape is not None:
             defaults["in_chans"] = data.sample_shape[0]
-    source = fresh_source(reference.kind, reference.name, arguments, reference.file, defaults)
+    source = fresh_source(reference.kind, reference.name, arguments, reference.file, defaults, pretrained=pretrained)
     torch.manual_seed(seed)
     module = build_module(source, pretrained=pretrained)
     if weights is not None:

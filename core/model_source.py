@@ -11,9 +11,17 @@ from core.hf_model import hf_module
 from core.references import Argument, accepted, call_factory, file_sha256, load_factory
 from core.torch_model import Source
 
+OTHERWISE_NORMALISED = ("googlenet", "inception_v3")  # so torchvision's published weights were trained; these undo it
+
 
 def fresh_source(
-    kind: str, name: str, arguments: dict[str, Argument], file: Path | None, defaults: dict[str, Argument]
+    kind: str,
+    name: str,
+    arguments: dict[str, Argument],
+    file: Path | None,
+    defaults: dict[str, Argument],
+    *,
+    pretrained: bool = False,
 ) -> Source:
     """Make the source of a fresh architecture, adding those of `defaults` that it takes and the user did not give.
 
@@ -23,6 +31,7 @@ def fresh_source(
         arguments: What the user gave.
         file: The factory's file.
         defaults: ``num_classes`` and ``in_chans``, as the data has them.
+        pretrained: Whether it will hold the weights that timm or torchvision publish for it.
 
     Raises:
         ToolError: There is no model of that name.
@@ -40,6 +49,8 @@ def fresh_source(
     _check_name(kind, name)
     if kind == "torchvision":
         defaults = {key: value for key, value in defaults.items() if key == "num_classes"}
+        if pretrained and name in OTHERWISE_NORMALISED:
+            defaults["transform_input"] = True
     return Source(kind=kind, name=name, arguments=defaults | arguments)
 
 
@@ -78,11 +89,24 @@ def _built(source: Source, *, pretrained: bool) -> nn.Module:
             return timm.create_model(source.name, pretrained=pretrained, **arguments).eval()  # type: ignore[no-any-return]
         from torchvision.models import get_model
 
-        return get_model(source.name, weights="DEFAULT" if pretrained else None, **arguments).eval()  # type: ignore[no-any-return]
+        module = get_model(source.name, **arguments)
+        if pretrained:
+            _take_published(module, source.name)
+        return module.eval()  # type: ignore[no-any-return]
     except TypeError as error:
         raise ToolError(f"{text!r} does not take {source.arguments}: {error}") from error
     except (OSError, RuntimeError, ValueError, LookupError, AssertionError, ArithmeticError) as error:
         raise ToolError(f"cannot build {text!r} with {source.arguments}: {type(error).__name__} {error}") from error
+
+
+def _take_published(module: nn.Module, name: str) -> None:
+    """Load the weights that torchvision publishes, but for a head of another number of classes, as timm does."""
+    from torchvision.models import get_model_weights
+
+    own = module.state_dict()
+    published = get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
+    fitting = {key: tensor for key, tensor in published.items() if key in own and own[key].shape == tensor.shape}
+    module.load_state_dict(fitting, strict=False)
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -27,7 +27,7 @@ class TensorSpec(BaseModel, frozen=True):
     Attributes:
         name: Its name.
         shape: Sizes; a dynamic axis is its symbol's name.
-        dtype: Element type, as design.md spells dtypes.
+        dtype: Element type, as NumPy spells it, ``bfloat16`` too.
     """
 
     name: str
@@ -71,11 +71,6 @@ class OnnxModel:
         """The one number of samples that it takes; None where that is free."""
         first = self.inputs[0].shape[:1]
         return first[0] if first and isinstance(first[0], int) else None
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether it computes with integers."""
-        return self.precision in ("int4", "int8")
 
     @property
     def size_bytes(self) -> int:

@@ -186,7 +186,7 @@ def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
     if _moved(model.labels, data.labels):
         raise ToolError(
             f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
-            "labels would be matched wrongly"
+            "labels would be matched wrongly; name the data's classes by the model's numbers, 0, 1 and so on"
         )
     if data.kind != "text" and len(model.inputs) > 1:
         raise ToolError(

@@ -114,7 +114,8 @@ def verify(
         reference: What is right.
         candidate: What is to be shown right.
         config: How, and the limits.
-        data: Samples of its validation split go in; standard normal values without it.
+        data: Samples of its validation split go in. Without it, made-up ones: standard normal values, whole numbers for
+            inputs of int64, pixels for those of uint8.
 
     Raises:
         ToolError: They cannot be run on the same inputs, or differ in the number or shape of outputs.

@@ -234,7 +234,8 @@ def test_cuda_without_a_gpu_is_one_line_that_says_why(exported: OnnxModel) -> No
     command = [sys.executable, ROOT / "cli.py", "bench", exported.path, "--provider", "cuda"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if "[W:onnxruntime" not in line]  # at import, of the machine
+    assert len(lines) == 1, done.stderr
     assert "no NVIDIA GPU" in done.stderr or "has no CUDAExecutionProvider" in done.stderr
 
 

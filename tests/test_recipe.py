@@ -133,6 +133,17 @@ def test_a_teacher_is_named_by_text(small: Path) -> None:
         ('model = "models.py:cnn"', "model = 5", "model is 5; it is a name"),
         ('model = "models.py:cnn"', 'model = ["models.py:cnn"]', r"model is \['models.py:cnn'\]; it is a name"),
         ("seed = 7", "skip_bad = -1", "skip_bad is -1; it must not be negative"),
+        ('kind = "export"', 'kind = "quantize"', "stage 'quantize' quantizes an .onnx file, which 'teacher' is not"),
+        (
+            'kind = "export"',
+            'kind = "export"\nmodel = "net.onnx"',
+            "model is 'net.onnx', an .onnx file; it takes a torch",
+        ),
+        (
+            "[gate]",
+            '[[stage]]\nkind = "verify"\nreference = "bench"\n[gate]',
+            "'bench', a bench stage, which makes no model",
+        ),
         ("epochs = 2", 'schedule = "cosin"', "stage 'teacher': schedule: Input should be 'cosine'"),
     ],
 )

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bench.intervals import P90_SAMPLES, P99_SAMPLES
 from bench.latency import (
     TimingConfig,
+    _threads_spin,
     latency,
     measure,
     measure_against,
@@ -87,21 +89,16 @@ def test_rounds_are_added_until_the_ratio_is_sharp_or_the_rounds_run_out() -> No
 
 
 def test_a_slow_model_stops_at_the_time_limit_with_fewer_iterations() -> None:
-    started = time.monotonic()
     found = measure([busy(20.0)], TimingConfig(iterations=700, rounds=4, max_seconds=0.4))
-    assert time.monotonic() - started < 5
     assert sum(one.size for one in found.rounds_ms[0]) < 100
 
 
-def test_warm_up_goes_on_while_runs_get_faster() -> None:
+def test_warm_up_goes_on_while_runs_get_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     milliseconds = iter([20.0] * 3 + [12.0] * 3 + [8.0] * 3 + [5.0] * 100)
-
-    def run() -> None:
-        time.sleep(next(milliseconds) / 1000)
-
-    count, steady_ms = warm_up(run)
+    monkeypatch.setattr("bench.latency._timed", lambda _, count: np.array([next(milliseconds) for _ in range(count)]))
+    count, steady_ms = warm_up(lambda: None)
     assert count >= 10
-    assert 4 < steady_ms < 8
+    assert steady_ms == 5.0
 
 
 def test_what_is_twice_as_slow_is_called_slower() -> None:
@@ -147,22 +144,28 @@ def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
         TimingConfig(**values)
 
 
-def test_no_turn_starts_while_threads_of_another_model_spin() -> None:
-    spinning: list[threading.Thread] = []
-    seen = []
+def test_no_turn_starts_while_threads_of_another_model_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    spinning, left, seen = 0, 0, []
 
-    def spin(until: float) -> None:
-        while time.monotonic() < until:
-            pass
+    def spins() -> bool:
+        nonlocal spinning
+        spinning -= 1
+        return spinning >= 0
 
-    def leaves_a_thread_spinning() -> None:
-        thread = threading.Thread(target=spin, args=(time.monotonic() + 0.06,))
-        thread.start()
-        spinning.append(thread)
+    def leaves_threads_spinning() -> None:
+        nonlocal spinning, left
+        spinning, left = 5, left + 1
 
-    def looks() -> None:
-        seen.append(any(thread.is_alive() for thread in spinning))
-
-    measure([lambda: leaves_a_thread_spinning, lambda: looks], TimingConfig(iterations=10, rounds=1, max_rounds=1))
-    assert len(spinning) >= 10
+    monkeypatch.setattr("bench.latency._threads_spin", spins)
+    looks = partial(lambda: seen.append(spinning > 0))
+    measure([lambda: leaves_threads_spinning, lambda: looks], TimingConfig(iterations=10, rounds=1, max_rounds=1))
+    assert min(left, len(seen)) >= 10
     assert not any(seen)
+
+
+def test_a_thread_that_spins_is_noticed() -> None:
+    thread = threading.Thread(target=busy(300.0)())
+    thread.start()
+    noticed = [_threads_spin() for _ in range(10)]
+    thread.join()
+    assert any(noticed)

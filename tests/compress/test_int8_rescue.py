@@ -53,7 +53,7 @@ def test_the_layer_that_loses_too_much_stays_in_float(hard_for_good: tuple[OnnxM
     assert loses(model, made.model, ring) < 1
     assert made.report.hardest_layer == "node_linear_1"
     assert made.report.left_in_float == ("node_linear_1",)
-    assert made.model.is_quantized
+    assert made.model.precision == "int8"
     assert next(one.form for one in made.report.tried if one.verdict == "kept").endswith("1 layers in float")
 
 

@@ -47,6 +47,7 @@ class Rows(nn.Module):
 
 @pytest.fixture(scope="module")
 def products(untrained: TorchModel, digits: Data) -> TorchModel:
+    torch.manual_seed(0)  # the seed of a test comes after this
     start = replace(untrained, module=Flattened())
     return finetune(start, digits, FinetuneConfig(epochs=6, batch_size=64, lr=0.1, crop_padding=0)).model
 
@@ -80,7 +81,7 @@ def operators(model: OnnxModel) -> list[str]:
 
 
 def test_dynamic_int8_rounds_every_product(matrices: OnnxModel, digits: Data, tmp_path: Path) -> None:
-    model, report = made(matrices, digits, tmp_path, form="dynamic")
+    model, report = made(matrices, digits, tmp_path, form="dynamic", max_drop=5.0)
     assert operators(model).count("MatMulInteger") == 3
     assert agreement(matrices, model, digits) > 0.97
     assert report.calibration_method is None

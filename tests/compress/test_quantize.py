@@ -128,7 +128,7 @@ def test_a_fixed_batch_need_not_divide_the_samples(
 ) -> None:
     fixed, made = with_fixed_batch(exported, tmp_path, 4), tmp_path / "int8.onnx"
     config = QuantizeConfig(form="qdq", calibration_samples=samples, max_drop=20.0)
-    assert quantize(fixed, digits, made, config).model.is_quantized
+    assert quantize(fixed, digits, made, config).model.precision == "int8"
     if samples == 20:
         assert quantize_measured(fixed, digits, made, config, 1, no_progress, force=True).report.measured_speedup > 0
     assert quantize(fixed, digits, made, QuantizeConfig(), measure_speedups=twice_as_fast, force=True).report.tried
@@ -266,13 +266,13 @@ SATURATES = saturates("int8")
 def test_what_is_lost_without_vnni_is_told(
     paired: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = replace(EIGHT_BITS, max_drop=100.0 if SATURATES else 1.0)
+    config = replace(EIGHT_BITS, max_drop=100.0 if SATURATES else 4.0)
     report = quantize(paired, digits, tmp_path / "int8.onnx", config, measure_speedups=twice_as_fast).report
     assert report.drop_without_vnni > 5
     if SATURATES:
         assert report.drop == report.drop_without_vnni
     else:
-        assert report.drop < 1
+        assert report.drop < 4
         assert "on x86 processors without VNNI" in caplog.text
 
 
@@ -285,9 +285,9 @@ def test_what_saturation_loses_here_is_refused(paired: OnnxModel, digits: Data, 
 def test_a_portable_file_loses_nothing_without_vnni(
     paired: OnnxModel, digits: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    portable = replace(EIGHT_BITS, reduce_range=True)
+    portable = replace(EIGHT_BITS, reduce_range=True, max_drop=4.0)
     report = quantize(paired, digits, tmp_path / "portable.onnx", portable, measure_speedups=twice_as_fast).report
-    assert report.drop_without_vnni == report.drop < 1
+    assert report.drop_without_vnni == report.drop < 4
     assert "7-bit weights" in report.layout.title
     assert not caplog.text
 

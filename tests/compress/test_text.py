@@ -63,7 +63,7 @@ def test_a_text_model_is_not_compiled_unasked(fresh: TorchModel) -> None:
 def test_padding_does_not_change_an_answer(taught: TorchModel, texts: Data) -> None:
     alone, _ = predict(taught, texts, "test", batch_size=1)
     together, _ = predict(taught, texts, "test", batch_size=32)
-    np.testing.assert_allclose(alone, together, atol=1e-5)
+    np.testing.assert_allclose(alone, together, atol=1e-4)
 
 
 def test_the_file_reads_texts_by_itself(taught: TorchModel, file: OnnxModel, texts: Data) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision.models import get_model, get_model_weights
 
 from core.errors import ToolError
 from core.model_source import build_module, fresh_source
@@ -59,6 +60,27 @@ def test_a_misspelt_name_suggests_the_nearest(kind: str, name: str, said: str) -
 
 def test_a_name_with_a_tag_of_pretrained_weights_is_known() -> None:
     assert fresh_source("timm", "resnet18.a1_in1k", {}, None, {}).name == "resnet18.a1_in1k"
+
+
+def test_torchvisions_published_weights_go_with_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    weights = get_model_weights("squeezenet1_1")["DEFAULT"]
+    published = get_model("squeezenet1_1").state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(published, tmp_path / "hub" / "checkpoints" / Path(weights.url).name)
+
+    made = build_module(Source(kind="torchvision", name="squeezenet1_1", arguments={"num_classes": 6}), pretrained=True)
+
+    head = ("classifier.1.weight", "classifier.1.bias")
+    own = made.state_dict()
+    assert own[head[0]].shape[0] == 6
+    assert all(torch.equal(own[name], tensor) for name, tensor in published.items() if name not in head)
+
+
+def test_what_torchvision_trained_with_another_normalisation_undoes_it_also_when_rebuilt() -> None:
+    made = fresh_source("torchvision", "googlenet", {}, None, {"num_classes": 4}, pretrained=True)
+    assert made.arguments == {"num_classes": 4, "transform_input": True}
+    assert fresh_source("torchvision", "googlenet", {}, None, {}).arguments == {}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class SensitivityReport(Report, frozen=True):
     blocks: tuple[BlockSensitivity, ...]
 
 
-def layer_sensitivity(
+def pruning_sensitivity(
     model: TorchModel, config: RankingConfig, data: Data, progress: Progress = no_progress
 ) -> SensitivityReport:
     """Silence each group's least important channels, a share at a time, and pass over each block.
@@ -110,7 +110,7 @@ def layer_sensitivity(
 
 
 def sensitivity_plot(report: SensitivityReport) -> str:
-    """Return one HTML page with the damage over what goes, a line a group and a bar a block; it opens offline."""
+    """Return one HTML page with the damage over what goes, a row a group or block; it opens offline."""
     names = [group.name for group in report.groups] + [block.name for block in report.blocks]
     columns = [f"{100 * share:g} % of the channels" for share in SHARES] + [BLOCK]
     cells = [[*group.damage, None] for group in report.groups]

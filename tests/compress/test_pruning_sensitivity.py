@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from compress.layer_sensitivity import SHARES, layer_sensitivity, sensitivity_plot
+from compress.pruning_sensitivity import SHARES, pruning_sensitivity, sensitivity_plot
 from compress.ranking import RankingConfig
 from core.data import Data
 from core.data_reference import load_data
@@ -18,7 +18,7 @@ FEW = RankingConfig(sensitivity_samples=64)
 
 
 def test_more_channels_gone_is_more_damage(trained: TorchModel, digits: Data) -> None:
-    report = layer_sensitivity(trained, FEW, digits)
+    report = pruning_sensitivity(trained, FEW, digits)
     assert {group.name for group in report.groups} >= {"3.conv1"}
     for group in report.groups:
         assert group.removed == tuple(round(share * 16) for share in SHARES)
@@ -31,7 +31,7 @@ def test_a_block_that_adds_nothing_does_no_damage(tiny: str, digits: Data) -> No
     with torch.no_grad():
         model.module.blocks[2].bn2.weight.zero_()
         model.module.blocks[2].bn2.bias.zero_()
-    damage = {block.name: block.damage for block in layer_sensitivity(model, FEW, digits).blocks}
+    damage = {block.name: block.damage for block in pruning_sensitivity(model, FEW, digits).blocks}
     assert damage.pop("blocks.2") == pytest.approx(0, abs=1e-6)
     assert len(damage) == 5
     assert min(damage.values()) > 1e-4
@@ -39,12 +39,12 @@ def test_a_block_that_adds_nothing_does_no_damage(tiny: str, digits: Data) -> No
 
 def test_the_model_that_went_in_is_untouched(trained: TorchModel, digits: Data) -> None:
     before = {name: tensor.clone() for name, tensor in trained.module.state_dict().items()}
-    layer_sensitivity(trained, FEW, digits)
+    pruning_sensitivity(trained, FEW, digits)
     assert all(torch.equal(before[name], tensor) for name, tensor in trained.module.state_dict().items())
 
 
 def test_the_plot_is_one_page_that_names_every_layer(trained: TorchModel, digits: Data) -> None:
-    page = sensitivity_plot(layer_sensitivity(trained, FEW, digits))
+    page = sensitivity_plot(pruning_sensitivity(trained, FEW, digits))
     assert "3.conv1" in page
     assert 'src="http' not in page
 
@@ -53,4 +53,4 @@ def test_gradients_need_labels(trained: TorchModel, digits: Data, tmp_path: Path
     np.savez(tmp_path / "unlabelled.npz", x_train=digits.train.samples.array[:400, 0].numpy())
     unlabelled = load_data(str(tmp_path / "unlabelled.npz"))
     with pytest.raises(ToolError, match="has no labels, which the gradients of 'taylor' come from"):
-        layer_sensitivity(trained, RankingConfig(importance="taylor"), unlabelled)
+        pruning_sensitivity(trained, RankingConfig(importance="taylor"), unlabelled)
