@@ -12,11 +12,12 @@ import pytest
 from core.checkpoint import load_checkpoint
 from core.data import Data
 
-CLI = str(Path(__file__).parents[1] / "cli.py")
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", CLI]
+CLI = str(Path(sys.executable).with_name("onnxpress"))
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", CLI]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1"]
-LAUNCH += ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", CLI]
-ONE = [sys.executable, CLI]
+LAUNCH += ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+LAUNCH += ["--no_python", CLI]
+ONE = [CLI]
 
 
 def launched(command: list[str], folder: Path) -> "subprocess.CompletedProcess[str]":
