@@ -350,7 +350,7 @@ def quantize(
 def verify(candidate: str, reference: str, data: str | None, **given: Any) -> None:
     """Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
 
-    A limit that you give replaces the usual ones; of --atol and --rtol the one that you leave out is then 0.
+    A limit that you give replaces the usual ones; where you give only one of --atol and --rtol, the other is 0.
 
     \b
     onnxpress verify student.int8.onnx --reference student.onnx --data photos/ --min-agreement 98
@@ -375,7 +375,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
     type=click.IntRange(1),
     default=700,
     show_default=True,
-    help="Timed runs of each model, as far as --max-seconds allows; a p99 needs 662.",
+    help="Least timed runs of each model, fewer where --max-seconds is too short; a p99 needs 662.",
 )
 @click.option(
     "--max-seconds",

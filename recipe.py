@@ -35,7 +35,7 @@ REFERENCES = {
     "bench": ("models",),
 }
 ROLES = {
-    "model": "What it works on; left out, what the last stage before it made that makes a model.",
+    "model": "The model it works on; left out, that of the nearest earlier stage that makes one.",
     "teacher": "Whose answers teach: one, or a list.",
     "init_from": "Start from this model's tensors of the same name and shape.",
     "weights": "A .safetensors file that is taken in place of training.",
@@ -82,9 +82,9 @@ class Recipe:
     Attributes:
         name: The artifact's name.
         data: The data that every stage reads.
-        skip_bad: As in `Shared`, and so the next two.
-        provider: Where speed is measured.
-        threads: Of what is measured and verified.
+        skip_bad: As in `Shared`.
+        provider: As in `Shared`.
+        threads: As in `Shared`.
         stages: What to do, in order.
         gate: What must hold at the end.
     """
@@ -161,9 +161,9 @@ class Shared:
 
     Attributes:
         seed: Seeds everything random.
-        provider: Where files run that are measured and verified: ``cpu``, ``cuda``, or ONNX Runtime's own name.
+        provider: Where measured and verified files run: ``cpu``, ``cuda``, or ONNX Runtime's own name.
         threads: Of an ONNX Runtime session that is measured or verified, as it will be deployed; 0 takes the cores this
-            process may use. A teacher in training takes those in any case, unless its stage says otherwise.
+            process may use. A teacher in training uses all those whatever is set here; its own stage may set others.
         skip_bad: How many samples of the data may be unreadable and left out.
     """
 
@@ -212,23 +212,36 @@ def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage
         if not (takes_list if is_list else takes_one) or not all(isinstance(one, str) for one in listed):
             wanted = "a name" if not takes_list else "a name or a list of names" if takes_one else "a list of names"
             raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
-        for one in listed if role not in FOLDERS else ():
-            _check_carrier(kind, role, one, earlier, f"{path}: stage {name!r}")
     known = [stage.name for stage in earlier]
     found = {role: named if role in FOLDERS else _reference(named, known, path) for role, named in references.items()}
-    return Stage(name, kind, config, found)
+    stage = Stage(name, kind, config, found)
+    _check_carriers(stage, earlier, f"{path}: stage {name!r}")
+    return stage
 
 
-def _check_carrier(kind: str, role: str, named: str, earlier: list[Stage], stage: str) -> None:
+def _check_carriers(stage: Stage, earlier: list[Stage], where: str) -> None:
     """Raise `ToolError` where a stage can never read what an earlier one makes, rather than after hours of training."""
-    maker = next((one for one in earlier if one.name == named), None)
+    makers = {one.name: one for one in earlier}
+    if "weights" in stage.references and stage.references["model"] in makers:
+        raise ToolError(
+            f"{where}: weights are for a fresh architecture, and model is another stage's; drop one of them"
+        )
+    for role, named in stage.references.items():
+        for one in [named] if isinstance(named, str) else named:
+            if role not in FOLDERS:
+                _check_carrier(stage.kind, role, one, makers.get(one), where)
+
+
+def _check_carrier(kind: str, role: str, named: str, maker: Stage | None, where: str) -> None:
     if maker and maker.kind in MAKES_NOTHING:
-        raise ToolError(f"{stage}: {role} is {named!r}, a {maker.kind} stage, which makes no model")
-    is_onnx = maker.kind in MAKES_ONNX if maker else named.endswith(".onnx")
+        raise ToolError(f"{where}: {role} is {named!r}, a {maker.kind} stage, which makes no model")
+    if maker and role == "weights":
+        raise ToolError(f"{where}: weights is a stage, {named!r}; it is a .safetensors file")
+    is_onnx = maker.kind in MAKES_ONNX if maker else named.endswith(".onnx") and not named.startswith("hf:")
     if kind == "quantize" and not is_onnx:
-        raise ToolError(f"{stage} quantizes an .onnx file, which {named!r} is not; put an export stage before it")
+        raise ToolError(f"{where} quantizes an .onnx file, which {named!r} is not; put an export stage before it")
     if kind in TAKES_TORCH and role in OF_TORCH and is_onnx:
-        raise ToolError(f"{stage}: {role} is {named!r}, an .onnx file; it takes a torch model")
+        raise ToolError(f"{where}: {role} is {named!r}, an .onnx file; it takes a torch model")
 
 
 def _reference(named: Any, known: list[str], path: Path) -> Any:
@@ -238,7 +251,7 @@ def _reference(named: Any, known: list[str], path: Path) -> Any:
     if named in known:
         return named
     looks_like_stage = not any(mark in named for mark in ":./\\")
-    if looks_like_stage and not Path(named).exists():
+    if looks_like_stage and not (Path(named).exists() or (path.parent / named).exists()):
         raise ToolError(f"{path}: no earlier stage is called {named!r}.{did_you_mean(named, known)}")
     return _resolved(named, path)
 

@@ -146,5 +146,6 @@ def _artifact(current: RunFolder) -> OnnxModel | None:
     benches = [stage for stage in current.recipe.stages if stage.kind == "bench"]
     made = [stage.name for stage in current.recipe.stages if stage.kind in MAKES_ONNX]
     if benches:
-        return current.onnx(benches[-1].references["models"][-1])
+        judged = current.model(benches[-1].references["models"][-1])
+        return judged if isinstance(judged, OnnxModel) else None
     return current.onnx(made[-1]) if made else None

@@ -56,7 +56,7 @@ class TimingConfig:
     """How long to measure.
 
     Attributes:
-        iterations: Least timed runs of each model.
+        iterations: Least timed runs of each model, as far as `max_seconds` allows.
         rounds: Least rounds to spread them over; every round opens the models anew.
         max_rounds: Rounds after which measuring stops though the speedups are not sharp.
         precision: Half-width of the speedups' intervals, as a share, at which measuring stops.
@@ -287,18 +287,18 @@ def _settle(run: Callable[[], object]) -> None:
 
 def _leaves_threads_spinning(run: Callable[[], object]) -> bool:
     run()
-    return _threads_spin()
+    return threads_spin()
 
 
 def _wait_for_idle_threads() -> None:
     """Wait until no thread of this process spins: idle threads of ONNX Runtime's other sessions do, for 40 ms."""
     for _ in range(MAX_IDLE_WAITS):
-        if not _threads_spin():
+        if not threads_spin():
             break
 
 
-def _threads_spin() -> bool:
-    """Wait a moment, and tell whether this process used the processor meanwhile."""
+def threads_spin() -> bool:
+    """Wait a moment, and tell whether a thread of this process used the processor meanwhile."""
     before = time.process_time()
     time.sleep(IDLE_MS / 1000)
     return time.process_time() - before >= IDLE_RATIO * IDLE_MS / 1000

@@ -1,5 +1,6 @@
 """Building a module from where its architecture comes from: timm, torchvision, transformers, or the user's factory."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ from core.hf_model import hf_module
 from core.references import Argument, accepted, call_factory, file_sha256, load_factory
 from core.torch_model import Source
 
-OTHERWISE_NORMALISED = ("googlenet", "inception_v3")  # so torchvision's published weights were trained; these undo it
+logger = logging.getLogger(__name__)
+
+WITH_PUBLISHED_WEIGHTS: dict[str, dict[str, Argument]] = {
+    name: {"transform_input": True, "aux_logits": False} for name in ("googlenet", "inception_v3")
+}
+"""Arguments that go with them: they were trained on images normalised otherwise, which the module undoes."""
 
 
 def fresh_source(
@@ -49,8 +55,8 @@ def fresh_source(
     _check_name(kind, name)
     if kind == "torchvision":
         defaults = {key: value for key, value in defaults.items() if key == "num_classes"}
-        if pretrained and name in OTHERWISE_NORMALISED:
-            defaults["transform_input"] = True
+        if pretrained:
+            defaults |= WITH_PUBLISHED_WEIGHTS.get(name, {})
     return Source(kind=kind, name=name, arguments=defaults | arguments)
 
 
@@ -91,7 +97,7 @@ def _built(source: Source, *, pretrained: bool) -> nn.Module:
 
         module = get_model(source.name, **arguments)
         if pretrained:
-            _take_published(module, source.name)
+            _take_published(module, source)
         return module.eval()  # type: ignore[no-any-return]
     except TypeError as error:
         raise ToolError(f"{text!r} does not take {source.arguments}: {error}") from error
@@ -99,13 +105,18 @@ def _built(source: Source, *, pretrained: bool) -> nn.Module:
         raise ToolError(f"cannot build {text!r} with {source.arguments}: {type(error).__name__} {error}") from error
 
 
-def _take_published(module: nn.Module, name: str) -> None:
-    """Load the weights that torchvision publishes, but for a head of another number of classes, as timm does."""
-    from torchvision.models import get_model_weights
+def _take_published(module: nn.Module, source: Source) -> None:
+    """Give a module the weights that torchvision publishes, as timm does: but for a head of other classes."""
+    from torchvision.models import get_model
 
+    arguments = {key: value for key, value in source.arguments.items() if key != "num_classes"}
+    published = get_model(source.name, weights="DEFAULT", **arguments).state_dict()
     own = module.state_dict()
-    published = get_model_weights(name)["DEFAULT"].get_state_dict(progress=False, check_hash=True)
-    fitting = {key: tensor for key, tensor in published.items() if key in own and own[key].shape == tensor.shape}
+    fitting = {key: tensor for key, tensor in published.items() if own[key].shape == tensor.shape}
+    if head := sorted(set(own) - set(fitting)):
+        logger.warning(
+            "torchvision:%s: its published weights are for other classes: %s start random", source.name, ", ".join(head)
+        )
     module.load_state_dict(fitting, strict=False)
 
 

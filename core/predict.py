@@ -184,9 +184,11 @@ def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
             "the classes must be the same"
         )
     if _moved(model.labels, data.labels):
+        numbers = "write the model's class numbers, 0, 1 and so on, in place of the labels"
+        advice = numbers if data.kind == "text" else "bring the data's classes into the model's order"
         raise ToolError(
             f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
-            "labels would be matched wrongly; name the data's classes by the model's numbers, 0, 1 and so on"
+            f"labels would be matched wrongly; {advice}"
         )
     if data.kind != "text" and len(model.inputs) > 1:
         raise ToolError(

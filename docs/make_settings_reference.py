@@ -31,8 +31,9 @@ onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos -o runs/st
 A recipe is a TOML file: `data = "..."`, as everywhere; `[[stage]]` tables, done in their order; a [`[gate]`](#gate).
 It is called like the file, or `name = "..."`. A stage has a `kind`, one of those below, a `name`, which is its kind
 unless given, and what it reads: a stage before it by its name, or any model. What is written as a path is looked for
-beside the recipe first, then where you stand; paths behind commas, as in `weights=FILE`, only where you stand. On the
-command line `--set KEY=VALUE`, `--set STAGE.KEY=VALUE` and `--set gate.KEY=VALUE` override it.
+beside the recipe first, then where you stand; what stands behind a comma or a prefix, as in `weights=FILE` or
+`hf:FOLDER`, only where you stand. On the command line `--set KEY=VALUE`, `--set STAGE.KEY=VALUE` and
+`--set gate.KEY=VALUE` override it.
 
 Above the stages, for all of them:
 """

@@ -65,6 +65,13 @@ def test_files_beside_the_recipe_are_found_from_anywhere(small: Path) -> None:
     assert load_recipe(small).stages[0].references["model"] == f"{small.parent / 'models.py'}:cnn"
 
 
+def test_folders_beside_the_recipe_are_found_from_anywhere(small: Path) -> None:
+    (small.parent / "student").mkdir()
+    assert load_recipe(small, ("teacher.init_from=student",)).stages[0].references["init_from"] == str(
+        small.parent / "student"
+    )
+
+
 def test_a_stage_reads_the_model_made_before_it(small: Path) -> None:
     assert load_recipe(small).stages[1].references == {"model": "teacher"}
 
@@ -143,6 +150,21 @@ def test_a_teacher_is_named_by_text(small: Path) -> None:
             "[gate]",
             '[[stage]]\nkind = "verify"\nreference = "bench"\n[gate]',
             "'bench', a bench stage, which makes no model",
+        ),
+        (
+            "[gate]",
+            '[[stage]]\nkind = "quantize"\nmodel = "exprot"\n[gate]',
+            "no earlier stage is called 'exprot'. Did you",
+        ),
+        (
+            "[gate]",
+            '[[stage]]\nkind = "finetune"\nmodel = "models.py:cnn"\nweights = "teacher"\n[gate]',
+            "weights is a stage, 'teacher'; it is a .safetensors file",
+        ),
+        (
+            "[gate]",
+            '[[stage]]\nkind = "finetune"\nmodel = "teacher"\nweights = "w.safetensors"\n[gate]',
+            "weights are for a fresh architecture, and model is another stage's",
         ),
         ("epochs = 2", 'schedule = "cosin"', "stage 'teacher': schedule: Input should be 'cosine'"),
     ],

@@ -222,3 +222,13 @@ def test_what_was_trained_before_its_note_was_written_is_not_trained_again(
     assert run().exit_code == 0
     assert (folder / "done.json").exists()
     assert not (folder / "checkpoint.partial").exists()
+
+
+def test_a_torch_module_may_be_benched_last_and_is_no_artifact(onnxpress: Callable[..., Result], tiny: str) -> None:
+    model = f'"{tiny}:cnn"'
+    stages = f'[[stage]]\nkind = "export"\nmodel = {model}\n[[stage]]\nkind = "bench"\nmodels = ["export", {model}]\n'
+    Path("job.toml").write_text(f'data = "digits"\nthreads = 1\n{stages}iterations = 10\nrounds = 1\nmax_rounds = 1\n')
+    done = onnxpress("run", "job.toml")
+    assert done.exit_code == 0, done.output
+    assert Path("runs/job/report.json").exists()
+    assert not Path("runs/job/job.onnx").exists()

@@ -1,11 +1,11 @@
 """The Python that the documentation shows does what the tool does."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -49,23 +49,40 @@ def test_a_declared_input_is_taken(declared: str) -> None:
     assert how.std == (0.229, 0.224, 0.225)
 
 
-def test_a_photo_is_brought_to_the_models_size_as_the_tool_does(declared: str) -> None:
+PHOTOS = {
+    "larger": lambda photo: photo,
+    "of-its-size": lambda photo: photo.crop((0, 0, 224, 224)),
+    "grey": lambda photo: photo.convert("L"),
+}
+
+
+@pytest.mark.parametrize("photo", PHOTOS.values(), ids=PHOTOS)
+def test_a_photo_is_brought_to_the_models_size_as_the_tool_does(
+    declared: str, photo: Callable[[Image.Image], Image.Image]
+) -> None:
     model = load_torch_model(declared)
     export(model, Path("student.onnx"), ExportConfig(input="uint8", returns="top-5"))
-    export(model, Path("float32.onnx"), ExportConfig())
-    Image.fromarray(load_sample_image("china.jpg")).save("photo.jpg")
-    raw = torch.from_numpy(np.array(Image.open("photo.jpg"))).permute(2, 0, 1)[None]
-    fitted = fit_images(raw, model.preprocessing)
-    raw_file, float_file = shown("docs/export.md")
+    photo(Image.fromarray(load_sample_image("china.jpg"))).save("photo.jpg")
+    raw = torch.from_numpy(np.array(Image.open("photo.jpg").convert("RGB"))).permute(2, 0, 1)[None]
+    raw_file, _ = shown("docs/export.md")
     names: dict[str, Any] = {}
 
     exec(raw_file, names)
 
-    off = np.abs(names["pixels"].transpose(0, 3, 1, 2).astype(int) - fitted.numpy())
+    off = np.abs(names["pixels"].transpose(0, 3, 1, 2).astype(int) - fit_images(raw, model.preprocessing).numpy())
     assert off.mean() < 1, "levels of 256"
     assert names["classes"].shape == (1, 5)
 
-    names["session"] = onnxruntime.InferenceSession("float32.onnx")
+
+@pytest.mark.parametrize("is_grey", [False, True], ids=["colour", "grey-not-standardised"])
+def test_a_photo_is_normalised_as_the_tool_does(declared: str, tiny: str, is_grey: bool) -> None:
+    model = load_torch_model(f"{tiny}:cnn", input_shape=(1, 32, 32)) if is_grey else load_torch_model(declared)
+    export(model, Path("student.onnx"), ExportConfig())
+    Image.fromarray(load_sample_image("china.jpg")).save("photo.jpg")
+    raw_file, float_file = shown("docs/export.md")
+    names: dict[str, Any] = {}
+
+    exec("".join(line for line in raw_file.splitlines(keepends=True) if "session.run" not in line), names)
     exec(float_file, names)
 
     (taken,) = normalise((torch.tensor(names["pixels"]).permute(0, 3, 1, 2),), model.preprocessing)
@@ -88,12 +105,12 @@ def test_texts_are_read_as_the_tool_reads_them(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_allclose(names["logits"], expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["tensors", "checkpoint"])
-def test_pickled_weights_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: bool) -> None:
+@pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
+def test_pickled_weights_are_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrapped: str) -> None:
     monkeypatch.chdir(tmp_path)
     shared = torch.arange(6.0).reshape(2, 3)
     tensors = {"module.a": shared, "module.b": shared.t()}
-    torch.save({"state_dict": tensors, "epoch": 3} if wrapped else tensors, "net.pt")
+    torch.save({wrapped: tensors, "epoch": 3} if wrapped else tensors, "net.pt")
     _, converting = shown("README.md")
 
     exec(converting, {})

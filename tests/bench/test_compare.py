@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from bench.compare import BenchConfig, bench, sweep
+from bench.latency import Timings
 from core.data import Data
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
@@ -16,13 +18,17 @@ QUICK = BenchConfig(iterations=20, rounds=2, max_rounds=2, threads=1)
 
 
 def test_rows_keep_their_order_and_the_first_is_the_baseline(
-    exported: OnnxModel, quantized: OnnxModel, digits: Data
+    exported: OnnxModel, quantized: OnnxModel, digits: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    timed = Timings(
+        rounds_ms=((np.full((2, 5), 2.0),) * 2, (np.full((2, 5), 1.0),) * 2), warmup_runs=(1, 1), sharp=True
+    )
+    monkeypatch.setattr("bench.compare.measure", lambda *_: timed)
     report = bench([exported, quantized], [QUICK], digits)
     assert [row.name for row in report.rows] == [exported.name, quantized.name]
     assert report.rows[0].speedup is None
     assert report.rows[1].speedup is not None
-    assert report.rows[1].speedup.ratio > 0
+    assert report.rows[1].speedup.ratio == pytest.approx(2.0)
     assert [row.size_bytes for row in report.rows] == [exported.path.stat().st_size, quantized.path.stat().st_size]
     assert report.rows[0].throughput == pytest.approx(1000 / report.rows[0].latency.p50_ms)
 

@@ -11,12 +11,12 @@ import pytest
 from bench.intervals import P90_SAMPLES, P99_SAMPLES
 from bench.latency import (
     TimingConfig,
-    _threads_spin,
     latency,
     measure,
     measure_against,
     round_spread,
     speedup,
+    threads_spin,
     warm_up,
 )
 from bench.runnable import Open
@@ -156,7 +156,7 @@ def test_no_turn_starts_while_threads_of_another_model_spin(monkeypatch: pytest.
         nonlocal spinning, left
         spinning, left = 5, left + 1
 
-    monkeypatch.setattr("bench.latency._threads_spin", spins)
+    monkeypatch.setattr("bench.latency.threads_spin", spins)
     looks = partial(lambda: seen.append(spinning > 0))
     measure([lambda: leaves_threads_spinning, lambda: looks], TimingConfig(iterations=10, rounds=1, max_rounds=1))
     assert min(left, len(seen)) >= 10
@@ -166,6 +166,7 @@ def test_no_turn_starts_while_threads_of_another_model_spin(monkeypatch: pytest.
 def test_a_thread_that_spins_is_noticed() -> None:
     thread = threading.Thread(target=busy(300.0)())
     thread.start()
-    noticed = [_threads_spin() for _ in range(10)]
+    noticed = [threads_spin() for _ in range(10)]
     thread.join()
     assert any(noticed)
+    assert not all(threads_spin() for _ in range(20))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from core.errors import ToolError
@@ -62,25 +62,47 @@ def test_a_name_with_a_tag_of_pretrained_weights_is_known() -> None:
     assert fresh_source("timm", "resnet18.a1_in1k", {}, None, {}).name == "resnet18.a1_in1k"
 
 
-def test_torchvisions_published_weights_go_with_other_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """What torchvision publishes for a network, where it keeps what it has downloaded."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    weights = get_model_weights("squeezenet1_1")["DEFAULT"]
-    published = get_model("squeezenet1_1").state_dict()
+    tensors = get_model("squeezenet1_1").state_dict()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(published, tmp_path / "hub" / "checkpoints" / Path(weights.url).name)
+    url = get_model_weights("squeezenet1_1")["DEFAULT"].url
+    torch.save(tensors, tmp_path / "hub" / "checkpoints" / Path(url).name)
+    return tensors
 
+
+def test_torchvisions_published_weights_are_taken(
+    published: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = build_module(Source(kind="torchvision", name="squeezenet1_1", arguments={}), pretrained=True).state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in published.items())
+    assert not caplog.text
+
+
+def test_they_go_with_other_classes(published: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
     made = build_module(Source(kind="torchvision", name="squeezenet1_1", arguments={"num_classes": 6}), pretrained=True)
-
     head = ("classifier.1.weight", "classifier.1.bias")
     own = made.state_dict()
     assert own[head[0]].shape[0] == 6
     assert all(torch.equal(own[name], tensor) for name, tensor in published.items() if name not in head)
+    assert "for other classes: classifier.1.bias, classifier.1.weight start random" in caplog.text
 
 
-def test_what_torchvision_trained_with_another_normalisation_undoes_it_also_when_rebuilt() -> None:
-    made = fresh_source("torchvision", "googlenet", {}, None, {"num_classes": 4}, pretrained=True)
-    assert made.arguments == {"num_classes": 4, "transform_input": True}
-    assert fresh_source("torchvision", "googlenet", {}, None, {}).arguments == {}
+def test_they_do_not_go_with_another_shape(published: dict[str, Tensor]) -> None:
+    source = Source(kind="torchvision", name="squeezenet1_1", arguments={"version": "1_0"})
+    with pytest.raises(ToolError, match=r"cannot build 'torchvision:squeezenet1_1'|does not take"):
+        build_module(source, pretrained=True)
+
+
+def test_what_was_trained_with_another_normalisation_undoes_it_also_when_rebuilt() -> None:
+    source = fresh_source(
+        "torchvision", "googlenet", {"init_weights": False}, None, {"num_classes": 4}, pretrained=True
+    )
+    assert build_module(source).transform_input
+    plain = fresh_source("torchvision", "googlenet", {"init_weights": False}, None, {"num_classes": 4})
+    assert not build_module(plain).transform_input
 
 
 @pytest.mark.parametrize(
