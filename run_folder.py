@@ -12,14 +12,13 @@ from core.data import Data
 from core.external_data import data_file
 from core.history import digest_of
 from core.machine import package_versions, this_machine
+from core.model import Model
 from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest
 from core.onnx_model import OnnxModel
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
 from recipe import FOLDERS, MAKES_ONNX, Recipe, Stage
-
-Model = TorchModel | OnnxModel
 
 
 class Done(BaseModel, frozen=True):

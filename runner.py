@@ -12,10 +12,10 @@ from bench.compare import BenchReport
 from bench.gate import Bar, bars
 from core.data_reference import load_data
 from core.external_data import copy_onnx, whole_onnx
+from core.model import model_digest
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.result import Report
-from core.torch_model import TorchModel, torch_digest
 from core.whole_output import whole_file
 from recipe import MAKES_ONNX, Recipe, Stage
 from run_folder import Done, RunFolder
@@ -123,11 +123,7 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     started = time.perf_counter()
     model, report = RUN_STAGE[stage.kind](current, stage)
     seconds = time.perf_counter() - started
-    digest = ""
-    if isinstance(model, TorchModel):
-        digest = torch_digest(model)
-    elif isinstance(model, OnnxModel):
-        digest = model.sha256
+    digest = model_digest(model) if model is not None else ""
     if model is not None:
         current.models[stage.name, 0] = model
     with whole_file(folder / "report.json") as part:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from bench.compare import bench
 from bench.latency import measure_against
@@ -33,6 +34,7 @@ from core.errors import GateMissedError, ToolError
 from core.history import digest_of, step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
+from core.model import Model, model_digest
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
@@ -41,13 +43,15 @@ from core.progress import Progress
 from core.references import file_sha256
 from core.result import Report, Result
 from core.torch_model import TorchModel, torch_digest
-from core.whole_output import whole_file
+from core.whole_output import require_writable, whole_file
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 from recipe import Stage
-from run_folder import Model, RunFolder
+from run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+Measured = TypeVar("Measured", bound=Report)
 
 CALIBRATION_SAMPLES = 32  # of files that are only timed
 
@@ -157,20 +161,14 @@ def find_learning_rate(
     model: TorchModel, data: Data, config: FinetuneConfig, output: Path, progress: Progress
 ) -> LrRangeReport:
     """Run the learning-rate range test and write its plot."""
-    report = lr_range_test(model, data, config, progress=progress)
-    with whole_file(output) as part:
-        part.write_text(lr_range_plot(report))
-    return report
+    return _plotted(output, lambda: lr_range_test(model, data, config, progress=progress), lr_range_plot)
 
 
 def find_sensitivity(
     model: TorchModel, config: RankingConfig, data: Data, output: Path, progress: Progress
 ) -> SensitivityReport:
     """Measure what each layer bears and write the plot."""
-    report = pruning_sensitivity(model, config, data, progress)
-    with whole_file(output) as part:
-        part.write_text(sensitivity_plot(report))
-    return report
+    return _plotted(output, lambda: pruning_sensitivity(model, config, data, progress), sensitivity_plot)
 
 
 def find_int8_sensitivity(
@@ -183,9 +181,19 @@ def find_int8_sensitivity(
     """
     if output.exists() and output.samefile(model.path):
         raise ToolError(f"{output} is the file to look at, which stays; choose another --output")
+    return _plotted(
+        output,
+        lambda: quantization_sensitivity(model, data, config, progress),
+        lambda report: int8_sensitivity_plot(report.layers),
+    )
+
+
+def _plotted(output: Path, measure: Callable[[], Measured], plot: Callable[[Measured], str]) -> Measured:
+    """Measure once it is known that the plot can be written, and write it."""
+    require_writable(output)
+    report = measure()
     with whole_file(output) as part:
-        report = quantization_sensitivity(model, data, config, progress)
-        part.write_text(int8_sensitivity_plot(report.layers))
+        part.write_text(plot(report))
     return report
 
 
@@ -294,7 +302,7 @@ def _teacher_cache(current: RunFolder, stage: Stage, teachers: Sequence[Model]) 
     named = stage.references.get("teacher_cache")
     if named is None:
         return None
-    said_by = [one.sha256 if isinstance(one, OnnxModel) else torch_digest(one) for one in teachers]
+    said_by = [model_digest(one) for one in teachers]
     return current.output / str(named) / digest_of([said_by, current.data.fingerprint, stage.config.seed])[:12]
 
 
@@ -356,12 +364,8 @@ def _run_verify(current: RunFolder, stage: Stage) -> tuple[None, Report]:
 
 
 def _run_bench(current: RunFolder, stage: Stage) -> tuple[None, Report]:
-    models = [current.model(name) for name in stage.references["models"]]
-    report = bench(models, [stage.config], current.data, current.progress)
-    rows = tuple(
-        row.model_copy(update={"name": name}) for row, name in zip(report.rows, stage.references["models"], strict=True)
-    )
-    return None, report.model_copy(update={"rows": rows})
+    models = [dataclasses.replace(current.model(name), name=name) for name in stage.references["models"]]
+    return None, bench(models, [stage.config], current.data, current.progress)
 
 
 RUN_STAGE: dict[str, Callable[[RunFolder, Stage], tuple[Model | None, Report]]] = {

@@ -15,17 +15,18 @@ from bench.process_cost import ProcessCost, process_cost
 from bench.profile import NodeTime, profile
 from bench.quality import Quality, QualityChange, quality, quality_change
 from bench.runnable import Open, open_onnx_run, open_torch_run
+from core.compatibility import check_reads
 from core.data import Data
 from core.errors import require
 from core.history import Step
 from core.machine import Machine, available_cores, package_versions, this_machine
+from core.model import Model
 from core.onnx_model import OnnxModel
-from core.predict import check_reads, predict
+from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
 from core.sessions import made_up_inputs, provider_name
-from core.torch_model import TorchModel
 
 TorchMode = Literal["eager", "compiled"]
 
@@ -129,7 +130,7 @@ class _Entry:
     """What becomes a row: a model and how it runs."""
 
     name: str
-    model: TorchModel | OnnxModel
+    model: Model
     runtime: str
 
 
@@ -145,7 +146,7 @@ def sweep(
 
 
 def bench(
-    models: Sequence[TorchModel | OnnxModel],
+    models: Sequence[Model],
     settings: Sequence[BenchConfig],
     data: Data | None = None,
     progress: Progress = no_progress,
@@ -197,7 +198,7 @@ def bench(
     )
 
 
-def _entries(models: Sequence[TorchModel | OnnxModel], torch_modes: Sequence[TorchMode]) -> list[_Entry]:
+def _entries(models: Sequence[Model], torch_modes: Sequence[TorchMode]) -> list[_Entry]:
     """List what becomes rows; a model given twice is told apart by a number."""
     seen: Counter[str] = Counter()
     entries = []
@@ -272,7 +273,7 @@ def _cost(model: OnnxModel, config: BenchConfig) -> ProcessCost:
     return process_cost(model.path, provider_name(config.provider), threads, made_up_inputs(model, config.batch_size))
 
 
-def _size_bytes(model: TorchModel | OnnxModel) -> int:
+def _size_bytes(model: Model) -> int:
     if isinstance(model, OnnxModel):
         return model.size_bytes
     return sum(tensor.numel() * tensor.element_size() for tensor in model.module.state_dict().values())

@@ -9,6 +9,7 @@ from bench.robustness import AttackReport, CorruptionReport, measure_corruptions
 from bench.service import ServiceConfig, ServiceReport, measure_service
 from core.data import Data
 from core.errors import ToolError, require
+from core.model import Model
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.torch_model import TorchModel
@@ -49,7 +50,7 @@ class FullReport(BenchReport, frozen=True):
 
 
 def full_bench(
-    models: Sequence[TorchModel | OnnxModel],
+    models: Sequence[Model],
     settings: Sequence[BenchConfig],
     config: ExtrasConfig,
     data: Data | None = None,
@@ -93,7 +94,7 @@ def full_bench(
 
 
 def _service(
-    models: Sequence[TorchModel | OnnxModel], setting: BenchConfig, config: ExtrasConfig, progress: Progress
+    models: Sequence[Model], setting: BenchConfig, config: ExtrasConfig, progress: Progress
 ) -> tuple[ServiceReport, ...]:
     if not config.scenarios:
         return ()

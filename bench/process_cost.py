@@ -5,7 +5,6 @@ Run as a script, this file is that process.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -96,6 +95,12 @@ def _peak_rss_bytes() -> int:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
+    if sys.platform == "win32":
+        import psutil
+
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # which Windows does not have
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 

@@ -17,18 +17,17 @@ from torch.nn import functional
 
 from bench.corruptions import CORRUPTIONS, CorruptedSamples, Corruption
 from core.batches import loader, raised
+from core.compatibility import preprocessing_of
 from core.data import Data, Split, spread
 from core.errors import ToolError, require
 from core.machine import package_versions
-from core.onnx_model import OnnxModel
+from core.model import Model, model_digest
 from core.outputs import logits_in
-from core.predict import Logits, accuracy, fixed_batch_of, logits_of, predict, preprocessing_of
+from core.predict import Logits, accuracy, fixed_batch_of, logits_of, predict
 from core.preprocessing import Preprocessing, model_input, normalise
 from core.progress import Progress, no_progress
 from core.result import Report
-from core.torch_model import TorchModel, torch_digest
-
-Model = TorchModel | OnnxModel
+from core.torch_model import TorchModel
 
 SEVERITIES = (1, 3, 5)  # of the field's 1 to 5
 
@@ -350,7 +349,7 @@ def _corruption_row(
     mean = float(np.mean(measured))
     return CorruptionRow(
         name=model.name,
-        sha256=_digest(model),
+        sha256=model_digest(model),
         clean_accuracy=clean,
         mean_accuracy=mean,
         mean_drop=clean - mean,
@@ -362,15 +361,12 @@ def _corruption_row(
 
 
 def _attack_row(model: Model, source: TorchModel, clean: float, attacked: float) -> AttackRow:
+    sha256 = model_digest(model)
     return AttackRow(
         name=model.name,
-        sha256=_digest(model),
-        is_transfer=_digest(model) != _digest(source),
+        sha256=sha256,
+        is_transfer=sha256 != model_digest(source),
         clean_accuracy=clean,
         attacked_accuracy=attacked,
         drop=clean - attacked,
     )
-
-
-def _digest(model: Model) -> str:
-    return model.sha256 if isinstance(model, OnnxModel) else torch_digest(model)

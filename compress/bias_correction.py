@@ -4,9 +4,7 @@ Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias C
 are those of calibration samples.
 """
 
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compress.int8_layouts import Layout
 from compress.int8_rounding import input_axis, rounded_weight
-from core.sessions import Array, FloatArray, open_session
+from core.sessions import Array, FloatArray, open_graph, run_session
 
 Means = Mapping[str, NDArray[np.float32]]
 """Tensor -> the mean of each of its channels, (C,)."""
@@ -38,15 +36,12 @@ def channel_means(proto: onnx.ModelProto, batches: Iterable[tuple[Array, ...]]) 
         graph.output.append(helper.make_tensor_value_info(f"{tensor}/onnxpress/seen", TensorProto.FLOAT, None))
     sums = {tensor: np.zeros(1) for tensor in tensors}
     samples = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(watched, Path(scratch) / "watched.onnx")
-        session = open_session(Path(scratch) / "watched.onnx")
-        names = [one.name for one in session.get_inputs()]
-        for batch in batches:
-            samples += len(batch[0])
-            for tensor, values in zip(tensors, session.run(None, dict(zip(names, batch, strict=True))), strict=True):
-                positions = tuple(range(2, values.ndim))
-                sums[tensor] = sums[tensor] + values.mean(axis=positions, dtype=np.float64).sum(axis=0)
+    session = open_graph(watched)
+    for batch in batches:
+        samples += len(batch[0])
+        for tensor, values in zip(tensors, run_session(session, *batch).values(), strict=True):
+            positions = tuple(range(2, values.ndim))
+            sums[tensor] = sums[tensor] + values.mean(axis=positions, dtype=np.float64).sum(axis=0)
     return {tensor: (total / max(samples, 1)).astype(np.float32) for tensor, total in sums.items()}
 
 

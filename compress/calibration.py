@@ -4,10 +4,8 @@ Every tensor keeps its extremes and, where the method asks for more, a histogram
 merge in pairs, when a value lies beyond it.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,11 +15,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from core.errors import ToolError
-from core.sessions import open_session
+from core.sessions import open_graph, run_session
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
 Ranges = dict[str, tuple[float, float]]
-"""Tensor -> the least and the greatest value that its quantized form tells apart."""
+"""Tensor -> the ends of its quantization range."""
 
 BINS = 8192
 LEVELS = 256
@@ -98,22 +96,18 @@ def observe(
         ToolError: A tensor is not finite.
     """
     seen = {name: Seen() for name in _float_tensors(proto)}
-    watched, answers = _watching(proto, list(seen), whole=histograms)
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(watched, Path(scratch) / "watched.onnx")
-        session = open_session(Path(scratch) / "watched.onnx")
-        names = [value.name for value in session.get_inputs()]
-        for done, batch in enumerate(batches, start=1):
-            found = session.run(answers, dict(zip(names, batch, strict=True)))
-            for answer, values in zip(answers, found, strict=True):
-                name = answer.removesuffix(LOW).removesuffix(HIGH)
-                _note(name, seen[name], values, whole=histograms)
-            progress(done)
+    watched = _watching(proto, list(seen), whole=histograms)
+    session = open_graph(watched)
+    for done, batch in enumerate(batches, start=1):
+        for answer, values in run_session(session, *batch).items():
+            name = answer.removesuffix(LOW).removesuffix(HIGH)
+            _note(name, seen[name], values, whole=histograms)
+        progress(done)
     return seen
 
 
 def ranges_of(seen: Mapping[str, Seen], method: Method) -> Ranges:
-    """Return the range of every tensor; each holds zero, which a quantized tensor must tell exactly.
+    """Return the range of every tensor; each holds zero, which a quantized tensor must represent exactly.
 
     Args:
         seen: With histograms, unless the method is minmax.
@@ -233,8 +227,8 @@ def _float_tensors(proto: onnx.ModelProto) -> list[str]:
     )
 
 
-def _watching(proto: onnx.ModelProto, names: list[str], *, whole: bool) -> tuple[onnx.ModelProto, list[str]]:
-    """Return the graph as it answers with tensors, or with their extremes alone, and its answers' names."""
+def _watching(proto: onnx.ModelProto, names: list[str], *, whole: bool) -> onnx.ModelProto:
+    """Return the graph as it answers with tensors, or with their extremes alone."""
     watched = onnx.ModelProto()
     watched.CopyFrom(proto)
     graph = watched.graph
@@ -253,4 +247,4 @@ def _watching(proto: onnx.ModelProto, names: list[str], *, whole: bool) -> tuple
                 node.attribute.append(helper.make_attribute("keepdims", 0))
             graph.node.append(node)
     graph.output.extend(helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in answers)
-    return watched, answers
+    return watched

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
-from core.data import Split, spread
-from core.preprocessing import Preprocessing, normalise
+from core.channel_statistics import channel_statistics
+from core.data import Split
+from core.preprocessing import Preprocessing
 
 FEW = 32  # samples on which a range may be far from what later ones have
-LOOKED_AT, AT_ONCE = 256, 32
+LOOKED_AT = 256
 FAR, FLAT = 2.0, 0.1  # of a mean and of a deviation that training had at 0 and 1
 SWAPPED = 0.03  # in [0, 1]: how far a channel's mean, beside the others', must be off to tell of the channels' order
 
@@ -35,7 +35,8 @@ def doubts(calibration: Split, num_scored: int, preprocessing: Preprocessing, ma
 
 
 def _of_images(split: Split, preprocessing: Preprocessing) -> Iterator[str]:
-    means, deviation = _channel_means(split.take(spread(len(split), LOOKED_AT)), preprocessing)
+    means, deviations = channel_statistics(split, preprocessing, LOOKED_AT)
+    deviation = float(deviations.mean())
     if float(means.abs().max()) > FAR or deviation < FLAT:
         told = ", ".join(f"{one:.2g}" for one in means.tolist())
         yield (
@@ -52,16 +53,3 @@ def _of_images(split: Split, preprocessing: Preprocessing) -> Iterator[str]:
             "the calibration images' channels have the means that training's have the other way round: are they BGR "
             "where RGB is meant?"
         )
-
-
-def _channel_means(split: Split, preprocessing: Preprocessing) -> tuple[torch.Tensor, float]:
-    """Return the mean (C,) of each channel of normalised images, and their deviation, the mean over channels."""
-    moments = torch.zeros(2, len(preprocessing.mean), dtype=torch.float64)
-    for positions in torch.split(torch.arange(len(split)), AT_ONCE):
-        few = split.take(positions)
-        (images,) = few.samples.fetch(few.indices.tolist(), preprocessing)
-        (inputs,) = normalise((images,), preprocessing.model_copy(update={"input": "float32"}))
-        channels = inputs.double().transpose(0, 1).flatten(1)
-        moments += len(positions) / len(split) * torch.stack([channels.mean(1), channels.square().mean(1)])
-    means, squares = moments
-    return means, float((squares - means.square()).clamp(min=0).sqrt().mean())

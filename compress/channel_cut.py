@@ -48,7 +48,7 @@ class CutSettings:
 
     Attributes:
         importance: One of `IMPORTANCES`.
-        scope: Which channels are ranked together: ``global``, ``uniform`` (each layer's own), ``isomorphic``, or
+        allocation: Which channels are ranked together: ``global``, ``uniform`` (each layer's own), ``isomorphic``, or
             ``latency``, where each group is told what stays.
         round_to: Channel counts stay multiples of this.
         max_pruning_ratio: Share of a layer's channels that is never exceeded.
@@ -58,7 +58,7 @@ class CutSettings:
     """
 
     importance: str
-    scope: str
+    allocation: str
     round_to: int
     max_pruning_ratio: float
     ignored: tuple[str, ...]
@@ -126,7 +126,7 @@ def cut_groups(
         if layer is not None:
             ratios[layer] = 1 - share
     if ratios:
-        own = replace(settings, scope="uniform", round_to=1, max_pruning_ratio=1.0)
+        own = replace(settings, allocation="uniform", round_to=1, max_pruning_ratio=1.0)
         _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)
     return module.eval()
 
@@ -156,8 +156,8 @@ def pruner_of(
                     module,
                     example_inputs(model, 2),
                     importance=protecting,
-                    global_pruning=settings.scope != "uniform",
-                    isomorphic=settings.scope == "isomorphic",
+                    global_pruning=settings.allocation != "uniform",
+                    isomorphic=settings.allocation == "isomorphic",
                     max_pruning_ratio=settings.max_pruning_ratio,
                     ignored_layers=[present[path] for path in settings.ignored if path in present],
                     round_to=settings.round_to,

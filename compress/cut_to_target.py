@@ -68,10 +68,10 @@ def cut_to_speed(
     """Remove what makes the model, which takes `own_ms`, as fast as it is to be.
 
     Raises:
-        ToolError: The scope is ``latency`` and there is no data.
+        ToolError: The allocation is ``latency`` and there is no data.
         GateMissedError: The target cannot be reached within the settings' `max_pruning_ratio`.
     """
-    if settings.scope != "latency":
+    if settings.allocation != "latency":
         return _cut_by_stopwatch(original, model, settings, target, measuring, progress)
     if data is None:
         raise ToolError("the latency allocation measures damage on samples; give --data")
@@ -90,9 +90,9 @@ def cut_to_speed(
     return Cut(module=found.module, dropped=found.dropped, search=found.steps, timed=found.timed)
 
 
-def size_reach(target: str, model: TorchModel) -> Callable[[nn.Module], float]:
+def size_reach(kind: str, model: TorchModel) -> Callable[[nn.Module], float]:
     """Return the function that says by what factor a cut module is smaller."""
-    if target == "macs_ratio":
+    if kind == "macs_ratio":
         macs = num_macs(model, model.module)
         return lambda module: macs / num_macs(model, module)
     params = num_params(model.module)

@@ -42,7 +42,7 @@ def damage_of(
         whole = _log_probabilities(module, samples)
         for index, change in enumerate(changes):
             with change():
-                found.append(divergence(whole, _log_probabilities(module, samples)))
+                found.append(kl_divergence(whole, _log_probabilities(module, samples)))
             progress("sensitivity", index + 1, len(changes), "looks")
     return found
 
@@ -51,7 +51,7 @@ def _log_probabilities(module: nn.Module, samples: Sequence[Tensors]) -> Tensor:
     return torch.cat([functional.log_softmax(logits_in(module(*one)), dim=1) for one in samples])
 
 
-def divergence(before: Tensor, now: Tensor) -> float:
+def kl_divergence(before: Tensor, now: Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of answers from those before, in nats.
 
     Args:

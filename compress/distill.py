@@ -13,20 +13,22 @@ from compress.hints import Features, Hint, Tapped, hints_loss, make_adapters, pa
 from compress.logit_losses import dist_loss, dkd_loss, kd_loss, ls_loss
 from compress.task_losses import task_loss
 from compress.teacher_cache import TeacherCache
-from compress.teachers import Ask, Teacher, asking, asking_once
+from compress.teachers import Ask, asking, asking_once
 from compress.train_config import TrainConfig
 from compress.training import OnEpoch, TrainReport, train
 from compress.training_step import IMAGE_AUGMENTATIONS, BatchLoss, TrainBatch, Wrap, as_it_is, check_augmentable
+from core.compatibility import check_reads, check_same_task
 from core.data import Data
 from core.errors import ToolError, require
 from core.history import digest_of, step
+from core.model import Model, model_digest
 from core.onnx_model import OnnxModel
 from core.outputs import logits_in
-from core.predict import accuracy, check_reads, check_same_task, frozen_copy, predict
+from core.predict import accuracy, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
 from core.sessions import FloatArray
-from core.torch_model import TorchModel, example_inputs, torch_digest, with_activation
+from core.torch_model import TorchModel, example_inputs, with_activation
 
 Method = Literal["kd", "ls", "dkd", "dist"]
 
@@ -105,7 +107,7 @@ def distillation_loss(
 
 def distill(
     student: TorchModel,
-    teachers: Teacher | Sequence[Teacher],
+    teachers: Model | Sequence[Model],
     data: Data,
     config: DistillConfig,
     *,
@@ -137,10 +139,10 @@ def distill(
     """
     teachers = (teachers,) if isinstance(teachers, (TorchModel, OnnxModel)) else tuple(teachers)
     _check(student, teachers, data, config)
-    parent = torch_digest(student)
+    parent = model_digest(student)
     if config.activation is not None:
         student = with_activation(student, config.activation)
-    taught_by = tuple(_digest(teacher) for teacher in teachers)
+    taught_by = tuple(model_digest(teacher) for teacher in teachers)
     hints = [parse_hint(hint) for hint in config.hints]
     ask = asking(
         teachers,
@@ -192,7 +194,7 @@ class _HintedStudent(nn.Module):
         return logits, tuple(adapt(one) for adapt, one in zip(self.adapters, features, strict=True))
 
 
-def _hinted(student: TorchModel, teacher: Teacher, hints: Sequence[Hint]) -> Wrap:
+def _hinted(student: TorchModel, teacher: Model, hints: Sequence[Hint]) -> Wrap:
     """Return what makes a student put out its features, with adapters as the hints need them."""
     if not hints or not isinstance(teacher, TorchModel):
         return as_it_is
@@ -236,7 +238,7 @@ def _taught(student: Tensor, teacher: Tensor, targets: Tensor, config: DistillCo
             return dist_loss(student, teacher, config.temperature)
 
 
-def _check(student: TorchModel, teachers: Sequence[Teacher], data: Data, config: DistillConfig) -> None:
+def _check(student: TorchModel, teachers: Sequence[Model], data: Data, config: DistillConfig) -> None:
     check_augmentable(student, config)
     for teacher in teachers:
         check_same_task(student, teacher)
@@ -287,7 +289,7 @@ def _open_cache(
     )
 
 
-def _labelled_by(teacher: Teacher, logits: FloatArray, data: Data) -> Data:
+def _labelled_by(teacher: Model, logits: FloatArray, data: Data) -> Data:
     """Return data whose validation targets are the classes that a teacher's logits (N, K) are highest for."""
     split = data.split("validation")
     if len(logits) != len(split):
@@ -298,7 +300,3 @@ def _labelled_by(teacher: Teacher, logits: FloatArray, data: Data) -> Data:
     targets = split.targets.clone()
     targets[split.indices] = torch.from_numpy(logits.argmax(1))
     return replace(data, validation=replace(split, targets=targets))
-
-
-def _digest(teacher: Teacher) -> str:
-    return teacher.sha256 if isinstance(teacher, OnnxModel) else torch_digest(teacher)

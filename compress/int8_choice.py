@@ -72,8 +72,8 @@ def _fastest_that_fits(
 ) -> tuple[Measured | None, list[Measured]]:
     """Score what is faster than float32, the fastest and what is about as fast first, until one loses little enough.
 
-    Return the fastest of those that lose about as little as the best of them, and all. A gain is no less of a loss
-    than none.
+    Return that one, and all with what was measured of them. Of those within `max_drop`, it is the fastest within
+    `SAME_DROP` of the smallest drop; a gain counts as a drop of 0.
     """
     by_path = {one.path: one for one in found}
     left = [one for one in found if one.is_faster]

@@ -15,7 +15,7 @@ from core.onnx_model import BAKED
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze")
-"""Operators whose output is as finely told as their input."""
+"""Operators whose output keeps the resolution of their input."""
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 DYNAMIC = ("MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization")
 """Operators whose dynamic form is fast or small: that of a convolution is neither. Gemm becomes MatMul."""

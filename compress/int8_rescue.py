@@ -77,7 +77,7 @@ def _with_layers_in_float(
 
 
 def _timed_last(others: list[Measured], serves: Measured, trial: Trial) -> tuple[list[Measured], Measured | None]:
-    """Time what serves, which scoring does not tell, and return all, and it where it is still faster."""
+    """Time the form that fits; return all forms, and that one if it is faster than float32, else None."""
     [one] = timed([serves], trial)
     return [*others, one], one if one.is_faster else None
 

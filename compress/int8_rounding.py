@@ -13,7 +13,7 @@ def highest_weight(*, reduce_range: bool) -> int:
 
 
 def rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: Layout) -> NDArray[np.float32]:
-    """Return a weight as int8 tells it."""
+    """Return a weight rounded to the values that int8 can represent, in float32 and the same shape."""
     axis = output_axis(node, weight.ndim) if layout.per_channel else None
     others = tuple(index for index in range(weight.ndim) if index != axis)
     most = np.abs(weight).max(axis=others, keepdims=True)

@@ -4,9 +4,7 @@ One float32 graph serves every look: behind each layer's weight and input, or bo
 stands the rounding to int8, which a switch adds.
 """
 
-import tempfile
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from compress.calibration import Ranges
-from compress.damage import divergence
+from compress.damage import kl_divergence
 from compress.int8_layouts import PRODUCTS, Layout
 from compress.int8_rounding import rounded_weight
 from core.onnx_model import BAKED
-from core.sessions import Array, FloatArray, open_session
+from core.sessions import Array, FloatArray, open_graph, run_session
 
 WEIGHTS, ACTIVATIONS = "/onnxpress/weights", "/onnxpress/activations"
 
@@ -74,15 +72,10 @@ def int8_sensitivity(
     answer = _logits(proto.graph)
     if answer not in [one.name for one in switched.graph.output]:
         switched.graph.output.append(helper.make_tensor_value_info(answer, TensorProto.FLOAT, None))
-    with tempfile.TemporaryDirectory() as scratch:
-        onnx.save(switched, Path(scratch) / "switched.onnx")
-        session = open_session(Path(scratch) / "switched.onnx")
-    names = [one.name for one in session.get_inputs() if one.name not in (WEIGHTS, ACTIVATIONS)]
+    session = open_graph(switched)
 
     def answers(weights: FloatArray, activations: FloatArray) -> Tensor:
-        switches = {WEIGHTS: weights, ACTIVATIONS: activations}
-        feeds = (dict(zip(names, batch, strict=True)) for batch in batches)
-        logits = [session.run([answer], feed | switches)[0] for feed in feeds]
+        logits = [run_session(session, *batch, weights, activations)[answer] for batch in batches]
         return functional.log_softmax(torch.from_numpy(np.concatenate(logits)).double(), dim=1)
 
     off = np.zeros(len(layers), np.float32)
@@ -91,7 +84,7 @@ def int8_sensitivity(
     for index, node in enumerate(layers):
         alone = off.copy()
         alone[index] = 1
-        damage = [divergence(whole, answers(*pair)) for pair in ((alone, off), (off, alone))]
+        damage = [kl_divergence(whole, answers(*pair)) for pair in ((alone, off), (off, alone))]
         found.append(LayerDamage(node=node.name, operator=node.op_type, weights=damage[0], activations=damage[1]))
         progress(index + 1, len(layers))
     return tuple(found)

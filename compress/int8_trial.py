@@ -157,6 +157,6 @@ def _or_noted(form: Form, speedup: float | None, tried: list[Tried], make: Calla
 
 
 def _comes_of_the_form(error: Exception) -> bool:
-    """Tell an error that is told as one, or that ONNX Runtime was running when it came, from a bug of ours."""
+    """Return whether the form is to blame: a `ToolError`, or one from inside ONNX Runtime; else it is a bug of ours."""
     files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, ToolError) or any(file.is_relative_to(ONNX_RUNTIME) for file in files)

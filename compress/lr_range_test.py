@@ -12,10 +12,10 @@ from compress.speed_trial import choose_speed
 from compress.task_losses import task_loss
 from compress.train_config import FULL_BATCH_OPTIMIZERS
 from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
+from core.compatibility import check_reads
 from core.data import Data
 from core.errors import ToolError
 from core.outputs import logits_in
-from core.predict import check_reads
 from core.processes import num_processes
 from core.progress import Progress, no_progress
 from core.result import Report

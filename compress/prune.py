@@ -9,7 +9,7 @@ from torch import nn
 
 from compress.batch_norm import re_estimate_batch_norm
 from compress.channel_cut import PRUNED_LAYERS, CutSettings
-from compress.cut_to_target import cut_to_size, cut_to_speed, size_reach
+from compress.cut_to_target import Cut, cut_to_size, cut_to_speed, size_reach
 from compress.latency_search import SearchStep
 from compress.ranking import RankingConfig, prepare_ranking
 from compress.recurrent_channels import RECURRENT
@@ -170,7 +170,7 @@ def prune(
     allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
     settings = CutSettings(
         importance=config.importance,
-        scope=allocation,
+        allocation=allocation,
         round_to=config.round_to,
         max_pruning_ratio=config.max_pruning_ratio,
         ignored=ignored,
@@ -179,30 +179,15 @@ def prune(
     )
     own_ms = _own_ms(model, config, measuring)
     target = _own_target(model, baseline, config, measuring, own_ms)
-    try:
-        if measuring is not None and own_ms is not None:
-            cut = cut_to_speed(
-                original,
-                model,
-                settings,
-                SpeedTarget(target, config.latency_ms),
-                own_ms,
-                data,
-                measuring,
-                num_samples=config.sensitivity_samples,
-                drop_blocks=config.drop_blocks,
-                progress=progress,
-            )
-        else:
-            cut = cut_to_size(original, model, settings, config.target, target, progress)
-    except GateMissedError as error:
-        asked: float = getattr(config, config.target)
-        if config.target == "latency_ms" or asked == target:
-            raise
-        counted = f"counted from the model as it is, at {asked / target:.2f}x its baseline"
-        raise GateMissedError(f"{error} ({counted})", error.tried) from error
+    cut = _cut(original, model, config, settings, target, own_ms, data, measuring, progress)
     module = cut.module
     module.zero_grad(set_to_none=True)
+    layers = _narrower(model.module, module)
+    if not layers and not cut.dropped:
+        raise ToolError(
+            f"nothing was removed: raise the pruning ratio ({cut.ratio or 0:.3g}), lower round_to ({config.round_to}) "
+            "or ignore less" + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
+        )
     pruned = replace(
         model,
         module=module,
@@ -212,11 +197,6 @@ def prune(
             step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint if data else None),
         ),
     )
-    if not _narrower(model.module, module) and not cut.dropped:
-        raise ToolError(
-            f"nothing was removed: raise the pruning ratio ({cut.ratio or 0:.3g}), lower round_to ({config.round_to}) "
-            "or ignore less" + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
-        )
     timed = cut.timed or (measuring.models(model, pruned) if measuring else None)
     if timed is not None and timed.speedup < 1:
         logger.warning(
@@ -224,6 +204,7 @@ def prune(
             timed.speedup,
         )
     macs = (num_macs(model, model.module), num_macs(model, module))
+    accuracies = _recover(model, pruned, data)
     report = PruneReport(
         stage="prune",
         allocation=allocation,
@@ -235,12 +216,47 @@ def prune(
         baseline_speedup=measuring.models(baseline, pruned).speedup if measuring and baseline else None,
         latency_ms=(timed.baseline_ms, timed.candidate_ms) if timed else None,
         precision=config.precision,
-        accuracy=_recover(model, pruned, data),
-        layers=_narrower(model.module, module),
+        accuracy=accuracies,
+        layers=layers,
         dropped_blocks=cut.dropped,
         search=cut.search,
     )
     return Result(pruned, report)
+
+
+def _cut(
+    original: nn.Module,
+    model: TorchModel,
+    config: PruneConfig,
+    settings: CutSettings,
+    target: float,
+    own_ms: float | None,
+    data: Data | None,
+    measuring: Measuring | None,
+    progress: Progress,
+) -> Cut:
+    """Cut to the target, a share or a factor of what the model is; where out of reach, say what it is counted from."""
+    try:
+        if measuring is None or own_ms is None:
+            return cut_to_size(original, model, settings, config.target, target, progress)
+        return cut_to_speed(
+            original,
+            model,
+            settings,
+            SpeedTarget(target, config.latency_ms),
+            own_ms,
+            data,
+            measuring,
+            num_samples=config.sensitivity_samples,
+            drop_blocks=config.drop_blocks,
+            progress=progress,
+        )
+    except GateMissedError as error:
+        asked: float = getattr(config, config.target)
+        if config.target == "latency_ms" or asked == target:
+            raise
+        counted = f"counted from the model as it is, at {asked / target:.2f}x its baseline"
+        raise GateMissedError(f"{error} ({counted})", error.tried) from error
 
 
 def _own_ms(model: TorchModel, config: PruneConfig, measuring: Measuring | None) -> float | None:

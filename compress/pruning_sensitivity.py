@@ -70,7 +70,7 @@ def pruning_sensitivity(
     module, ignored = prepare_ranking(model, config, data)
     settings = CutSettings(
         importance=config.importance,
-        scope="latency",
+        allocation="latency",
         round_to=1,
         max_pruning_ratio=config.max_pruning_ratio,
         ignored=ignored,

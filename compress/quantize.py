@@ -22,11 +22,12 @@ from compress.int8_trial import Form, Treatment, Trial, Tried
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
 from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
 from compress.weight_only import write_int4
+from core.compatibility import preprocessing_of
 from core.data import Data, spread
 from core.errors import GateMissedError, ToolError
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
-from core.predict import predict, preprocessing_of
+from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.whole_output import whole_file

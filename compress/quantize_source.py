@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import onnx
-import torch
 
 from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
@@ -17,12 +17,13 @@ from compress.int8_file import name_nodes, prepare, rounds_when_it_runs, write_d
 from compress.int8_sensitivity import LayerDamage, int8_sensitivity
 from compress.int8_trial import Form, Treatment
 from compress.saturation import saturating
-from core.data import Data, Split, spread
+from core.batches import batches
+from core.compatibility import check_reads, preprocessing_of
+from core.data import Data, spread
 from core.errors import ToolError, did_you_mean
 from core.external_data import PROTOBUF_LIMIT_BYTES, fits_one_file
 from core.onnx_model import OnnxModel, open_onnx, read_proto
-from core.predict import check_reads, preprocessing_of
-from core.preprocessing import Preprocessing, Tensors, model_input
+from core.preprocessing import Preprocessing
 from core.progress import Progress
 from core.sessions import Array, open_session, run_session
 
@@ -188,11 +189,14 @@ class Batches:
         return -(-len(self._split) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
-        for first in range(0, len(self._split), self._batch_size):
-            chosen = torch.arange(first, min(first + self._batch_size, len(self._split)))
-            if self._is_fixed:  # a last batch that is not full is filled up from the first samples
-                chosen = torch.arange(first, first + self._batch_size) % len(self._split)
-            yield tuple(one.numpy() for one in _fetch(self._split.take(chosen), self._preprocessing))
+        for inputs, _ in batches(self._split, self._preprocessing, self._batch_size):
+            arrays = tuple(one.numpy() for one in inputs)
+            yield tuple(_filled_up(one, self._batch_size) for one in arrays) if self._is_fixed else arrays
+
+
+def _filled_up(samples: Array, count: int) -> Array:
+    """Repeat samples (N, ...) until there are `count`."""
+    return np.resize(samples, (count, *samples.shape[1:]))
 
 
 def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -202,13 +206,7 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
             raise ToolError(f"there is no node {name!r} to exclude.{did_you_mean(name, known)}")
 
 
-def _fetch(split: Split, preprocessing: Preprocessing) -> Tensors:
-    """Return all samples of a small split as inputs, (N, ...) each, in this process."""
-    return model_input(split.samples.fetch(split.indices.tolist(), preprocessing), preprocessing)
-
-
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
     """Run one sample first, so that data of the wrong shape fails here with a clear message."""
-    inputs = _fetch(data.split("train").take(torch.arange(1)), preprocessing)
-    repeats = model.fixed_batch or 1
-    run_session(open_session(model.path), *(one.repeat(repeats, *[1] * (one.ndim - 1)).numpy() for one in inputs))
+    inputs, _ = next(batches(data.split("train"), preprocessing, 1))
+    run_session(open_session(model.path), *(_filled_up(one.numpy(), model.fixed_batch or 1) for one in inputs))

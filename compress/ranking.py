@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional
 
 from core.batches import batches
+from core.compatibility import check_reads
 from core.data import Data
 from core.errors import ToolError, require
 from core.module_paths import module_at
 from core.outputs import logits_in
-from core.predict import check_reads
 from core.torch_model import TorchModel, run_once
 
 GRADIENT_SAMPLES = 512

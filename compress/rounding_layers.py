@@ -29,16 +29,16 @@ def round_layers(module: nn.Module, *, reduce_range: bool) -> None:
             layer.__class__ = rounding  # type: ignore[assignment]
 
 
-def rounded_weight(weight: Tensor, highest: int) -> Tensor:
-    """Return a weight (O, ...) as int8 tells it with a scale for each output channel and so high a code."""
+def fake_quantized_weight(weight: Tensor, highest: int) -> Tensor:
+    """Return a weight (O, ...) quantized to codes up to `highest`, a scale for each output channel, and dequantized."""
     most = weight.detach().flatten(1).abs().amax(1)
     scale = most.clamp_min(1e-12) / highest
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zeros, 0, -highest, highest)
 
 
-def rounded_input(values: Tensor) -> Tensor:
-    """Return activations as uint8 tells them in the range that they have."""
+def fake_quantized_input(values: Tensor) -> Tensor:
+    """Return activations quantized to uint8 over the range that they have, and dequantized."""
     low, high = values.detach().aminmax()
     low, high = low.float().clamp_max(0), high.float().clamp_min(0)
     scale = ((high - low) / HIGHEST_INPUT).clamp_min(1e-12)
@@ -53,10 +53,10 @@ def _rounding(kind: type[nn.Module], highest: int) -> type[nn.Module]:
     class Rounding(kind):  # type: ignore[valid-type,misc]
         @property
         def weight(self) -> Tensor:
-            return rounded_weight(self._parameters["weight"], highest)
+            return fake_quantized_weight(self._parameters["weight"], highest)
 
         def forward(self, inputs: Tensor, *rest: Any, **named: Any) -> Any:
-            return super().forward(rounded_input(inputs), *rest, **named)
+            return super().forward(fake_quantized_input(inputs), *rest, **named)
 
     Rounding.__name__ = f"Rounding{kind.__name__}"
     return Rounding

@@ -10,14 +10,14 @@ from compress.accelerator import start_accelerator
 from compress.hints import Features, Tapped
 from compress.teacher_cache import TeacherCache
 from compress.training_step import TrainBatch
+from core.compatibility import preprocessing_of
 from core.data import Data
 from core.errors import ToolError
+from core.model import Model
 from core.onnx_model import OnnxModel
-from core.predict import frozen_copy, logits_of, preprocessing_of
+from core.predict import frozen_copy, logits_of
 from core.preprocessing import Preprocessing, Tensors, model_input
 from core.torch_model import TorchModel
-
-Teacher = TorchModel | OnnxModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ Ask = Callable[[TrainBatch], Answer]
 
 
 def asking(
-    teachers: Sequence[Teacher],
+    teachers: Sequence[Model],
     data: Data,
     read_as: Preprocessing,
     *,
@@ -73,7 +73,7 @@ def asking(
     return ask
 
 
-def asking_once(ask: Ask, cache: TeacherCache, teachers: Sequence[Teacher]) -> Ask:
+def asking_once(ask: Ask, cache: TeacherCache, teachers: Sequence[Model]) -> Ask:
     """Return the function that takes from the cache what it holds, and asks for the rest only.
 
     Torch models answer in the batch's precision, as they do without a cache; what ONNX files say does not depend on it.
@@ -93,7 +93,7 @@ def asking_once(ask: Ask, cache: TeacherCache, teachers: Sequence[Teacher]) -> A
     return ask_once
 
 
-def _inputs_of(teacher: Teacher, data: Data, read_as: Preprocessing) -> Callable[[TrainBatch], Tensors]:
+def _inputs_of(teacher: Model, data: Data, read_as: Preprocessing) -> Callable[[TrainBatch], Tensors]:
     """Return the function that makes a batch what the teacher takes."""
     preprocessing = preprocessing_of(teacher, data)
     if preprocessing.text == read_as.text:
@@ -109,7 +109,7 @@ def _inputs_of(teacher: Teacher, data: Data, read_as: Preprocessing) -> Callable
 
 
 def _logits_run(
-    teacher: Teacher, data: Data, read_as: Preprocessing, provider: str, threads: int
+    teacher: Model, data: Data, read_as: Preprocessing, provider: str, threads: int
 ) -> Callable[[TrainBatch], Tensor]:
     inputs_of = _inputs_of(teacher, data, read_as)
     run = logits_of(teacher, device=str(start_accelerator().device), provider=provider, threads=threads)
@@ -122,7 +122,7 @@ def _logits_run(
 
 
 def _features_run(
-    teacher: Teacher, data: Data, read_as: Preprocessing, paths: Sequence[str]
+    teacher: Model, data: Data, read_as: Preprocessing, paths: Sequence[str]
 ) -> Callable[[TrainBatch], tuple[Tensor, Features]]:
     if isinstance(teacher, OnnxModel):
         raise ToolError(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
-from compress.divergence import require_finite_loss, require_finite_weights
 from compress.full_batch import check_full_batch, minimise
 from compress.learning_rate import schedule_of
+from compress.non_finite import require_finite_loss, require_finite_weights
 from compress.speed_trial import Speed, Tried, choose_speed
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from compress.training_state import TrainingState, load_state, save_state
@@ -30,9 +30,9 @@ from compress.training_step import (
     train_mode,
     train_step,
 )
+from core.compatibility import check_reads
 from core.data import Data, Split
 from core.errors import ToolError
-from core.predict import check_reads
 from core.progress import Progress
 from core.result import Report
 from core.torch_model import TorchModel

@@ -6,6 +6,7 @@ from collections import Counter
 import torch_pruning
 from torch import nn
 
+from core.model import Model
 from core.onnx_model import OnnxModel, read_proto
 from core.preprocessing import Preprocessing
 from core.result import Report
@@ -50,7 +51,7 @@ class Description(Report, frozen=True):
     history: tuple[str, ...]
 
 
-def describe(model: TorchModel | OnnxModel) -> Description:
+def describe(model: Model) -> Description:
     """Describe either carrier."""
     return _describe_onnx(model) if isinstance(model, OnnxModel) else _describe_torch(model)
 

@@ -35,7 +35,7 @@ class SpeedTarget:
     latency_ms: float | None = None
 
     def reach(self, timed: Timed) -> float:
-        """Return what a candidate is of the target: 1 and above is fast enough."""
+        """Return the candidate's speed as a share of the target's: 1 or more reaches it."""
         return timed.speedup / self.speedup if self.latency_ms is None else self.latency_ms / timed.candidate_ms
 
     def missed_by(self, closest: Timed) -> str:

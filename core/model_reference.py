@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.batches import batches
+from core.channel_statistics import channel_statistics
 from core.checkpoint import checkpoint_files, load_checkpoint, load_weights
-from core.data import Data, spread
+from core.data import Data
 from core.errors import ToolError
-from core.external_data import data_file
 from core.hf_model import hf_digests, load_hf
 from core.history import digest_of
 from core.input_spec import InputSpec
+from core.model import Model
 from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
 from core.preprocessing import Preprocessing
@@ -31,9 +31,7 @@ InputShape = tuple[int, ...] | tuple[InputSpec, ...]
 """Sizes of one float input, (C, H, W) for images; or the specs of one or several, in the order of forward."""
 
 
-def load_model(
-    text: str, data: Data | None = None, input_shape: InputShape | None = None, seed: int = 0
-) -> TorchModel | OnnxModel:
+def load_model(text: str, data: Data | None = None, input_shape: InputShape | None = None, seed: int = 0) -> Model:
     """Load the model a reference names.
 
     A fresh architecture takes its number of classes, input shape and normalisation from itself where it declares
@@ -107,14 +105,15 @@ def reference_digest(text: str) -> str:
     """
     reference = parse_reference(text, PREFIXES)
     weights = reference.arguments.get("weights")
-    files = [Path(str(weights))] if weights is not None else []
+    digests = [existing_sha256(Path(str(weights)))] if weights is not None else []
     if reference.file is not None:
-        files.append(reference.file)
+        digests.append(existing_sha256(reference.file))
+    elif reference.kind == "hf":
+        digests += hf_digests(reference.name)
     elif reference.kind == "path":
         path = Path(reference.name)
-        files += checkpoint_files(path) if path.is_dir() else [path]
-        files += [one for one in [data_file(path)] if one.exists()]
-    digests = [existing_sha256(file) for file in files] + (hf_digests(reference.name) if reference.kind == "hf" else [])
+        of_folder = [existing_sha256(file) for file in checkpoint_files(path)] if path.is_dir() else None
+        digests += of_folder or [open_onnx(path).sha256]
     return digest_of([reference.kind, reference.name, reference.arguments, digests])
 
 
@@ -261,15 +260,5 @@ def _declared(module: nn.Module, reference: Reference) -> dict[str, Any] | None:
 
 def _statistics(data: Data, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure the mean and standard deviation of each channel over training samples."""
-    train = data.split("train")
-    sample = train.take(spread(len(train), STATISTICS_SAMPLES))
-    total = square = torch.zeros(preprocessing.channels or 1, dtype=torch.float64)
-    count = 0
-    for (inputs,), _ in batches(sample, preprocessing, 256):
-        channels = inputs.double().transpose(0, 1).flatten(1)
-        total = total + channels.sum(1)
-        square = square + channels.square().sum(1)
-        count += channels.shape[1]
-    mean = total / count
-    std = (square / count - mean.square()).clamp_min(1e-12).sqrt()
+    mean, std = channel_statistics(data.split("train"), preprocessing, STATISTICS_SAMPLES)
     return tuple(round(value, 4) for value in mean.tolist()), tuple(round(value, 4) or 1.0 for value in std.tolist())

@@ -1,20 +1,22 @@
-"""One way to get outputs out of either carrier, and the checks that two models can be compared on one input."""
+"""One way to get outputs out of either carrier, and what share of them is right."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from core.answers import LOGITS, as_logits, top_k
+from core.answers import LOGITS, as_logits
 from core.batches import batches
+from core.compatibility import check_reads, preprocessing_of
 from core.data import Data
 from core.errors import ToolError
+from core.model import Model
 from core.onnx_model import OnnxModel
 from core.outputs import named_outputs
-from core.preprocessing import Kind, Preprocessing, Tensors
+from core.preprocessing import Tensors
 from core.sessions import FloatArray, open_session, run_session
 from core.torch_model import TorchModel
 
@@ -24,11 +26,9 @@ Outputs = Callable[[Tensors], dict[str, Tensor]]
 Logits = Callable[[Tensors], Tensor]
 """Model inputs (N, ...), on any device -> logits (N, num_classes) float32 on the same device."""
 
-SAMPLES: dict[Kind, str] = {"image": "images", "text": "texts", "values": "samples that are not images"}
-
 
 def logits_of(
-    model: TorchModel | OnnxModel,
+    model: Model,
     *,
     device: str = "cpu",
     provider: str = "cpu",
@@ -41,7 +41,7 @@ def logits_of(
 
 
 def outputs_of(
-    model: TorchModel | OnnxModel,
+    model: Model,
     *,
     device: str = "cpu",
     provider: str = "cpu",
@@ -85,7 +85,7 @@ def frozen_copy(model: TorchModel, device: str) -> nn.Module:
 
 
 def predict(
-    model: TorchModel | OnnxModel,
+    model: Model,
     data: Data,
     split: str,
     *,
@@ -139,7 +139,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 def accuracy(logits: FloatArray, targets: np.ndarray) -> float:
-    """Return the share of samples whose highest logit is the target's, in percent, rounded once: limits compare it."""
+    """Return the percentage of samples whose highest logit is the target's: one division, so limits hold exactly."""
     return 100 * num_right(logits, targets) / len(targets)
 
 
@@ -148,12 +148,12 @@ def num_right(logits: FloatArray, targets: np.ndarray) -> int:
     return int((logits.argmax(axis=1) == targets).sum())
 
 
-def fixed_batch_of(model: TorchModel | OnnxModel) -> int | None:
+def fixed_batch_of(model: Model) -> int | None:
     """Return the batch that an .onnx file is fixed at, or None."""
     return model.fixed_batch if isinstance(model, OnnxModel) else None
 
 
-def in_whole_batches(model: TorchModel | OnnxModel, data: Data, split: str, limit: int) -> int:
+def in_whole_batches(model: Model, data: Data, split: str, limit: int) -> int:
     """Return how many samples of a split a model is to be run on, about the limit at most.
 
     A file whose batch is fixed takes whole batches, at least one.
@@ -170,106 +170,3 @@ def in_whole_batches(model: TorchModel | OnnxModel, data: Data, split: str, limi
         )
     found = min(num_samples, max(limit, batch_size))
     return found - found % batch_size
-
-
-def check_reads(model: TorchModel | OnnxModel, data: Data) -> None:
-    """Check that a model can be run on, trained on and scored by this data.
-
-    Raises:
-        ToolError: They differ in classes, in the order of classes, in kind or in shape of a sample.
-    """
-    if model.labels and data.labels and len(model.labels) != len(data.labels):
-        raise ToolError(
-            f"{model.name} has {len(model.labels)} classes, {data.reference} has {len(data.labels)}; "
-            "the classes must be the same"
-        )
-    if _moved(model.labels, data.labels):
-        numbers = "write the model's class numbers, 0, 1 and so on, in place of the labels"
-        advice = numbers if data.kind == "text" else "bring the data's classes into the model's order"
-        raise ToolError(
-            f"{model.name} orders its classes {model.labels}, {data.reference} {data.labels}; "
-            f"labels would be matched wrongly; {advice}"
-        )
-    if data.kind != "text" and len(model.inputs) > 1:
-        raise ToolError(
-            f"{model.name} takes {len(model.inputs)} inputs, {', '.join(spec.name for spec in model.inputs)}; a sample "
-            f"of {data.reference} is one"
-        )
-    if model.preprocessing is None:
-        return
-    if model.preprocessing.kind != data.kind:
-        takes, holds = SAMPLES[model.preprocessing.kind], SAMPLES[data.kind]
-        raise ToolError(f"{model.name} takes {takes}, {data.reference} holds {holds}")
-    if isinstance(model, TorchModel) and data.kind == "values" and data.sample_shape != model.inputs[0].shape:
-        raise ToolError(
-            f"{model.name} takes samples of shape {model.inputs[0].shape}, those of {data.reference} have "
-            f"{data.sample_shape}"
-        )
-
-
-def preprocessing_of(model: TorchModel | OnnxModel, data: Data) -> Preprocessing:
-    """Return how `data` becomes this model's input.
-
-    Raises:
-        ToolError: An ONNX file that carries no preprocessing meets images or texts: guessing it would give wrong
-            accuracy.
-    """
-    if model.preprocessing is not None:
-        return model.preprocessing
-    if data.kind == "values":
-        return Preprocessing()
-    advice = "use data with float samples, already preprocessed" if data.kind == "image" else "export the model again"
-    raise ToolError(
-        f"{model.name} does not say how {SAMPLES[data.kind]} become its input (it was not exported by onnxpress); "
-        f"{advice}"
-    )
-
-
-def check_same_task(student: TorchModel, teacher: TorchModel | OnnxModel) -> None:
-    """Check that a teacher can teach a student: the same classes and the same input.
-
-    Raises:
-        ToolError: They differ.
-    """
-    if isinstance(teacher, OnnxModel) and top_k(teacher.returns):
-        raise ToolError(
-            f"the teacher {teacher.name} returns its {teacher.returns} classes only, and a student learns from what is "
-            "said of all of them; export the teacher with --returns logits"
-        )
-    kind = teacher.preprocessing.kind if teacher.preprocessing is not None else student.preprocessing.kind
-    if kind != student.preprocessing.kind:
-        raise ToolError(
-            f"the teacher {teacher.name} takes {SAMPLES[kind]}, the student {student.name} "
-            f"{SAMPLES[student.preprocessing.kind]}; both must read the same samples"
-        )
-    taught = teacher.sample_shape if isinstance(teacher, OnnxModel) else teacher.inputs[0].shape
-    if kind != "text" and all(isinstance(size, int) for size in taught) and taught != student.inputs[0].shape:
-        raise ToolError(
-            f"the teacher {teacher.name} takes inputs of shape {taught}, the student {student.name} of "
-            f"{student.inputs[0].shape}; both must read the same samples"
-        )
-    num_classes = _num_classes(teacher)
-    if num_classes is not None and num_classes != len(student.labels):
-        raise ToolError(
-            f"the teacher {teacher.name} has {num_classes} classes, the student {student.name} has "
-            f"{len(student.labels)}; the classes must be the same"
-        )
-    if _moved(teacher.labels, student.labels):
-        raise ToolError(
-            f"the teacher {teacher.name} orders its classes {teacher.labels}, the student {student.name} "
-            f"{student.labels}; logits would be matched wrongly"
-        )
-
-
-def _moved(labels: Sequence[str], others: Sequence[str]) -> bool:
-    """Tell whether a class that both know stands in another place: others are numbered wrongly then, too."""
-    places = {name: place for place, name in enumerate(others)}
-    return any(places.get(name, place) != place for place, name in enumerate(labels))
-
-
-def _num_classes(model: TorchModel | OnnxModel) -> int | None:
-    """Return the number of classes, or None where an .onnx file does not fix it."""
-    if isinstance(model, TorchModel):
-        return len(model.labels)
-    last = model.outputs[0].shape[-1:]
-    return last[0] if last and isinstance(last[0], int) else None

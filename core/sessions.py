@@ -3,12 +3,14 @@
 import gc
 import io
 import os
+import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 
 from core.errors import ToolError, did_you_mean
@@ -105,6 +107,22 @@ def open_session(
     if session.get_providers()[0] != name:
         raise ToolError(f"provider {provider!r} cannot be used: {_why_not(name)}")
     return session
+
+
+def open_graph(proto: onnx.ModelProto, *, weights_beside: Path | None = None) -> onnxruntime.InferenceSession:
+    """Open a session of a graph that is in no file, as `open_session` does on the CPU.
+
+    Args:
+        proto: The graph.
+        weights_beside: The file that it is of, where its weights lie beside that.
+
+    Raises:
+        ToolError: It cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "graph.onnx"
+        onnx.save(proto, path)
+        return open_session(path, weights_beside=weights_beside)
 
 
 def run_session(session: onnxruntime.InferenceSession, *inputs: Array) -> dict[str, Array]:

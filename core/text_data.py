@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def load_texts(path: Path, reference: Reference) -> Data:
     found = {split: _read(file, columns) for split, file in files.items()}
     labels = _classes(found.get("train") or next(iter(found.values())))
     splits = {split: _split(rows, labels) for split, rows in found.items()}
-    if "test" not in splits and "validation" in splits:
+    if in_folder and "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     hashes = {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
     return Data(
@@ -209,9 +209,9 @@ def _places(fields: Sequence[str], path: Path, columns: dict[str, str]) -> tuple
                 raise _no_column(columns[role], f"{path}, line 1", names)
             found[role] = names.index(columns[role])
         else:
-            place = next((names.index(name) for name in names if name.lower() in usual), None)
-            if place is not None:
-                found[role] = place
+            name = _usual(names, usual)
+            if name is not None:
+                found[role] = names.index(name)
     if len(found) == 2:
         return found["text"], found["label"]
     if columns:
@@ -242,10 +242,16 @@ def _json_rows(contents: str, path: Path, columns: dict[str, str]) -> Iterator[t
 
 
 def _value(row: dict[str, object], named: str | None, usual: Sequence[str], where: str) -> object:
-    name = named or next((one for one in usual if one in row), usual[0])
+    name = named or _usual(row, usual) or usual[0]
     if name not in row:
         raise _no_column(name, where, list(row))
     return row[name]
+
+
+def _usual(names: Iterable[str], usual: Sequence[str]) -> str | None:
+    """Return the column that is called by the first of the usual names that there is, in whatever case."""
+    held = {name.lower(): name for name in names}
+    return next((held[one] for one in usual if one in held), None)
 
 
 def _no_column(name: str, where: str, names: Sequence[str]) -> ToolError:

@@ -6,10 +6,8 @@ and what torch computes is compared in the order that it computes.
 """
 
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from core.errors import ToolError
 from core.machine import package_versions
 from core.onnx_model import OnnxModel, read_proto
 from core.preprocessing import Tensors
-from core.sessions import open_session, run_session
+from core.sessions import open_graph, run_session
 from core.torch_model import TorchModel, outputs_once
 from export.tracing import traced
 
@@ -199,11 +197,8 @@ def _module_of(node: fx.Node) -> tuple[str, str]:
 
 
 def _run(candidate: OnnxModel, watched: _Watched, taken: Tensors) -> dict[str, np.ndarray]:
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "watched.onnx"
-        onnx.save(watched.proto, path)
-        session = open_session(path, weights_beside=candidate.path)
-        return run_session(session, *(one.numpy() for one in taken))
+    session = open_graph(watched.proto, weights_beside=candidate.path)
+    return run_session(session, *(one.numpy() for one in taken))
 
 
 def _named_alike(candidate: OnnxModel) -> bool:

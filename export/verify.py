@@ -1,5 +1,6 @@
 """Does a candidate compute what its reference computes?"""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from core.answers import LOGITS, in_like_terms
 from core.batches import batches
+from core.compatibility import preprocessing_of
 from core.data import Data
 from core.errors import GateMissedError, ToolError, require
+from core.model import Model
 from core.onnx_model import OnnxModel
-from core.predict import in_whole_batches, outputs_of, preprocessing_of
+from core.predict import in_whole_batches, outputs_of
 from core.preprocessing import Preprocessing, Tensors, input_from_pixels
 from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
@@ -105,9 +108,7 @@ class VerifyReport(Report, frozen=True):
     located: Divergence | None = None
 
 
-def verify(
-    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None = None
-) -> VerifyReport:
+def verify(reference: Model, candidate: Model, config: VerifyConfig, data: Data | None = None) -> VerifyReport:
     """Run both models on the same inputs and compare their outputs, one by one in their order.
 
     Args:
@@ -208,22 +209,27 @@ def compare(
     reference = reference.astype(np.float64)
     difference = _difference(reference, candidate)
     noise, signal = float(np.square(difference).sum()), float(np.square(reference).sum())
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         excess = float((difference - rtol * np.abs(reference)).max())
-        sqnr_db = float("inf") if noise == 0 else float(10 * np.log10(signal / noise))
     return Comparison(
         inputs=inputs,
         output=output,
         samples=len(reference),
         max_abs_err=float(difference.max()),
         excess=excess,
-        sqnr_db=sqnr_db,
+        sqnr_db=_sqnr_db(signal, noise),
         agreement=_agreement(reference, candidate) if is_first else None,
     )
 
 
+def _sqnr_db(signal: float, noise: float) -> float:
+    """Return 10 log10(signal / noise), in dB; infinite where there is no noise."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return math.inf if noise == 0 else float(10 * np.log10(signal / noise))
+
+
 def _inputs(
-    reference: TorchModel | OnnxModel, candidate: TorchModel | OnnxModel, config: VerifyConfig, data: Data | None
+    reference: Model, candidate: Model, config: VerifyConfig, data: Data | None
 ) -> Iterator[tuple[str, list[Tensors]]]:
     """Yield named lists of batches; real samples where there are some, since made-up ones leave a calibrated range.
 
@@ -250,13 +256,13 @@ def _inputs(
     yield WHOLE, inputs
 
 
-def _pixels(model: TorchModel | OnnxModel) -> Preprocessing | None:
+def _pixels(model: Model) -> Preprocessing | None:
     """Return the preprocessing of a model that takes raw pixels, None for others."""
     said = model.preprocessing
     return said if said is not None and said.input == "uint8" else None
 
 
-def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callable[[Tensors], Tensors]:
+def _feed(model: Model, pixels: Preprocessing | None) -> Callable[[Tensors], Tensors]:
     """Return the function from shared inputs, which are pixels where one model takes them, to this model's own."""
     if pixels is None or _pixels(model):
         return lambda inputs: inputs
@@ -264,12 +270,12 @@ def _feed(model: TorchModel | OnnxModel, pixels: Preprocessing | None) -> Callab
     return lambda inputs: input_from_pixels(inputs, own)
 
 
-def _returns(model: TorchModel | OnnxModel) -> str:
+def _returns(model: Model) -> str:
     return model.returns if isinstance(model, OnnxModel) else LOGITS
 
 
 def _agreement(reference: Array, candidate: Array) -> float:
-    """Return the share of equal classes, in percent, rounded once: a limit compares it."""
+    """Return the share of equal classes, in percent: one division, so that a limit compares exactly."""
     same = reference.argmax(1) == candidate.argmax(1)
     return 100 * int(same.sum()) / int(same.size)
 
@@ -295,8 +301,8 @@ def _worst(batches: list[Tensors], reference: Array, candidate: Array) -> Tensor
 
 
 def _located(
-    reference: TorchModel | OnnxModel,
-    candidate: TorchModel | OnnxModel,
+    reference: Model,
+    candidate: Model,
     to_reference: Callable[[Tensors], Tensors],
     to_candidate: Callable[[Tensors], Tensors],
     failing: Tensors | None,
@@ -317,13 +323,13 @@ def _located(
     )
 
 
-def _made_up(model: TorchModel | OnnxModel, batch_size: int, seed: int) -> Tensors:
+def _made_up(model: Model, batch_size: int, seed: int) -> Tensors:
     if isinstance(model, TorchModel):
         return example_inputs(model, batch_size, seed)
     return tuple(torch.from_numpy(array) for array in made_up_inputs(model, batch_size, seed))
 
 
-def _limits(config: VerifyConfig, candidate: TorchModel | OnnxModel) -> dict[str, float]:
+def _limits(config: VerifyConfig, candidate: Model) -> dict[str, float]:
     named = asdict(config)
     limits = {name: named[name] for name in ("atol", "rtol", "min_sqnr_db", "min_agreement") if named[name] is not None}
     if "atol" in limits or "rtol" in limits:
@@ -343,9 +349,8 @@ def _misses_of_few(
     Their own answers may be faint, or near a tie: their noise is held against the mean square of all samples' answers.
     """
     noise = float(np.square(_difference(*pair)).mean())
-    sqnr_db = 10 * float(np.log10(level / noise)) if noise > 0 < level else np.inf if level else -np.inf
     without = {name: limit for name, limit in limits.items() if name != "min_agreement"}
-    yield from _misses(comparison.model_copy(update={"sqnr_db": sqnr_db}), without)
+    yield from _misses(comparison.model_copy(update={"sqnr_db": _sqnr_db(level, noise)}), without)
 
 
 def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:

@@ -43,13 +43,13 @@ from bench.runnable import open_onnx_run
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig
 from core.batches import batches
+from core.compatibility import preprocessing_of
 from core.data import Data, spread
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.machine import package_versions, this_machine
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel, explain, open_onnx
-from core.predict import preprocessing_of
 from core.sequence_length import with_sequence_length
 from core.whole_output import whole_file
 from export.to_onnx import ExportConfig, export

@@ -16,12 +16,13 @@ import numpy as np
 from results_file import bars_table, markdown_table, measured_here, page, publish
 
 from core.batches import batches
+from core.compatibility import preprocessing_of
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_onnx_model
 from core.onnx_model import OnnxModel
-from core.predict import predict, preprocessing_of
+from core.predict import predict
 from core.sessions import open_session, run_session
 
 LEAST_RATIO = 0.9

@@ -141,6 +141,16 @@ def test_finding_a_learning_rate_writes_its_plot(onnxpress: Onnxpress, tiny: str
     assert "suggested" in Path("lr.html").read_text()
 
 
+def test_where_no_plot_can_be_written_nothing_is_measured(
+    onnxpress: Onnxpress, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("file").touch()
+    monkeypatch.setattr("stages.lr_range_test", lambda *_, **__: pytest.fail("measured"))
+    result = onnxpress("finetune", f"{tiny}:cnn", "--data", "digits", "--find-lr", "-o", "file/lr.html")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1].startswith("Error: cannot write file/lr.html")
+
+
 def test_distilling_takes_two_teachers_a_hint_a_cache_and_settings(
     onnxpress: Onnxpress, tiny: str, exported: OnnxModel
 ) -> None:

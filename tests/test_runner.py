@@ -209,7 +209,7 @@ def test_what_was_trained_before_its_note_was_written_is_not_trained_again(
 
     run = run_some("teacher")
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "torch_digest", interrupted)
+        patch.setattr(runner, "model_digest", interrupted)
         assert "killed" in run().stderr
     folder = tmp_path / "runs" / "job" / "teacher"
     assert (folder / "checkpoint.partial").exists()
@@ -232,3 +232,15 @@ def test_a_torch_module_may_be_benched_last_and_is_no_artifact(onnxpress: Callab
     assert done.exit_code == 0, done.output
     assert Path("runs/job/report.json").exists()
     assert not Path("runs/job/job.onnx").exists()
+
+
+@pytest.mark.slow
+def test_a_bench_stage_may_run_torch_both_ways(onnxpress: Callable[..., Result], tiny: str) -> None:
+    stage = f'[[stage]]\nkind = "bench"\nmodels = ["{tiny}:cnn"]\ntorch_modes = ["eager", "compiled"]\n'
+    Path("job.toml").write_text(f'data = "digits"\nthreads = 1\n{stage}iterations = 10\nrounds = 1\nmax_rounds = 1\n')
+    done = onnxpress("run", "job.toml", "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["bench"]["rows"]
+    assert [(row["name"], row["runtime"]) for row in rows] == [
+        (f"{tiny}:cnn", way) for way in ("torch eager", "torch compiled")
+    ]

@@ -24,7 +24,7 @@ def load(name: str) -> TorchModel:
 
 def settings(*ignored: str, importance: str = "magnitude") -> CutSettings:
     return CutSettings(
-        importance=importance, scope="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
+        importance=importance, allocation="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
     )
 
 

@@ -15,7 +15,7 @@ from core.torch_model import TorchModel
 
 def settings(*ignored: str) -> CutSettings:
     return CutSettings(
-        importance="magnitude", scope="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
+        importance="magnitude", allocation="global", round_to=1, max_pruning_ratio=0.9, ignored=ignored, seed=0
     )
 
 

@@ -13,7 +13,7 @@ from core.layer_shape import layer_shapes
 from core.model_reference import load_torch_model
 
 SETTINGS = CutSettings(
-    importance="magnitude", scope="global", round_to=1, max_pruning_ratio=0.9, ignored=("6",), seed=0
+    importance="magnitude", allocation="global", round_to=1, max_pruning_ratio=0.9, ignored=("6",), seed=0
 )
 
 

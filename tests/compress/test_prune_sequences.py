@@ -47,7 +47,7 @@ def test_silenced_channels_answer_like_cut_ones(name: str, tiny: str) -> None:
     model = load(name, tiny)
     classifier = "head"
     settings = CutSettings(
-        importance="magnitude", scope="global", round_to=1, max_pruning_ratio=0.9, ignored=(classifier,), seed=0
+        importance="magnitude", allocation="global", round_to=1, max_pruning_ratio=0.9, ignored=(classifier,), seed=0
     )
     inputs = example_inputs(model, 3)
     looked_at = 0
@@ -86,7 +86,7 @@ def test_whole_heads_go_but_for_one(tiny: str, ratio: float, left: int) -> None:
 def test_blocks_of_attention_may_be_left_out_while_others_get_narrower(tiny: str) -> None:
     model = load("vit", tiny)
     settings = CutSettings(
-        importance="magnitude", scope="latency", round_to=1, max_pruning_ratio=0.9, ignored=("head",), seed=0
+        importance="magnitude", allocation="latency", round_to=1, max_pruning_ratio=0.9, ignored=("head",), seed=0
     )
     cut = cut_groups(model.module, model, settings, {("blocks.0.attn.qkv",): 0.5}, dropped=("blocks.1",))
     assert isinstance(cut.get_submodule("blocks.1"), torch.nn.Identity)

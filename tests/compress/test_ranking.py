@@ -43,7 +43,7 @@ def test_hessian_goes_by_the_squared_gradients_of_single_samples(trained: TorchM
 def test_hessian_orders_channels_by_their_squared_weights_times_that(trained: TorchModel, digits: Data) -> None:
     module, ignored = prepare_ranking(trained, RankingConfig(importance="hessian"), digits)
     settings = CutSettings(
-        importance="hessian", scope="latency", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
+        importance="hessian", allocation="latency", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
     )
     (inner,) = [group for group in channel_groups(module, trained, settings) if group.name == "3.conv1"]
     saliency = {
@@ -81,7 +81,7 @@ def test_channels_are_in_the_order_of_the_criterion(
 ) -> None:
     module, ignored = prepare_ranking(trained, RankingConfig(importance=importance), digits)
     settings = CutSettings(
-        importance=importance, scope="latency", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
+        importance=importance, allocation="latency", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
     )
     (inner,) = [group for group in channel_groups(module, trained, settings) if group.name == "3.conv1"]
     names = ("3.conv1.weight", "3.bn1.weight", "3.conv2.weight")

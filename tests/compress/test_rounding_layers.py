@@ -19,7 +19,7 @@ from compress.finetune import FinetuneConfig
 from compress.int8_layouts import fast_layout
 from compress.int8_rounding import rounded_weight as rounded_as_in_a_file
 from compress.quantize_config import QuantizeConfig
-from compress.rounding_layers import round_layers, rounded_input, rounded_weight
+from compress.rounding_layers import fake_quantized_input, fake_quantized_weight, round_layers
 from compress.speed_trial import Speed
 from compress.training_step import prepare_loop
 from core.data import Data
@@ -34,7 +34,7 @@ def test_weights_are_rounded_as_in_a_file(reduce_range: bool, highest: int) -> N
     weight = torch.randn(8, 3, 3, 3) * torch.logspace(-2, 2, 8).view(-1, 1, 1, 1)
     node = helper.make_node("Conv", ["x", "w"], ["y"])
     layout = fast_layout().model_copy(update={"reduce_range": reduce_range, "per_channel": True})
-    found = rounded_weight(weight, highest)
+    found = fake_quantized_weight(weight, highest)
     np.testing.assert_allclose(found, rounded_as_in_a_file(weight.numpy(), node, layout), rtol=1e-5)
 
 
@@ -45,8 +45,9 @@ def test_inputs_are_rounded_as_in_a_file(shift: float) -> None:
     scale = np.float32((high - low) / 255)
     zero = np.rint(-low / scale)
     expected = (np.clip(np.rint(values.numpy() / scale) + zero, 0, 255) - zero) * scale
-    np.testing.assert_allclose(rounded_input(values), expected, atol=1.01 * scale)  # half-way cases may differ by one
-    assert (np.abs(rounded_input(values).numpy() - expected) < 1e-5).mean() > 0.99
+    # half-way cases may differ by one
+    np.testing.assert_allclose(fake_quantized_input(values), expected, atol=1.01 * scale)
+    assert (np.abs(fake_quantized_input(values).numpy() - expected) < 1e-5).mean() > 0.99
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(3, 4, 3, groups=1), nn.Conv1d(3, 4, 3)])
@@ -58,7 +59,7 @@ def test_a_layer_computes_with_what_it_rounds(layer: nn.Module) -> None:
     operations = {2: functional.linear, 3: functional.conv1d, 4: functional.conv2d}
     before = list(layer.state_dict())
     round_layers(layer, reduce_range=False)
-    expected = operations[weight.ndim](rounded_input(inputs), rounded_weight(weight, 127), bias)
+    expected = operations[weight.ndim](fake_quantized_input(inputs), fake_quantized_weight(weight, 127), bias)
     torch.testing.assert_close(layer(inputs), expected)
     assert list(layer.state_dict()) == before
     torch.testing.assert_close(layer.state_dict()["weight"], weight, rtol=0, atol=0)
@@ -69,7 +70,7 @@ def test_the_gradient_passes_rounding() -> None:
     round_layers(layer, reduce_range=False)
     inputs = torch.randn(5, 6)
     layer(inputs).sum().backward()
-    expected = rounded_input(inputs).sum(0).expand(4, -1)
+    expected = fake_quantized_input(inputs).sum(0).expand(4, -1)
     torch.testing.assert_close(dict(layer.named_parameters())["weight"].grad, expected)
 
 

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixed_batch import with_fixed_batch
 from PIL import Image
 
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
+from compress.quantize import quantize
+from compress.quantize_config import QuantizeConfig
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
 from core.predict import predict
+from export.to_onnx import ExportConfig, export
 
 
 @pytest.fixture
@@ -43,6 +47,20 @@ def test_so_many_bad_samples_are_left_out(photos: Path, tiny: str) -> None:
     report = finetune(model, data, FinetuneConfig(epochs=2, batch_size=8)).report
     assert report.skipped_samples == 3
     assert distill(model, model, data, DistillConfig(epochs=1, batch_size=8)).report.skipped_samples == 3
+
+
+@pytest.mark.parametrize("fixed_batch", [None, 8])
+def test_they_are_left_out_of_calibration_too(photos: Path, tiny: str, tmp_path: Path, fixed_batch: int | None) -> None:
+    data = load_data(str(photos), skip_bad=3)
+    model = load_torch_model(f"{tiny}:cnn", data)
+    made = export(model, tmp_path / "float32.onnx", ExportConfig()).model
+    if fixed_batch:
+        (tmp_path / "fixed").mkdir()
+        made = with_fixed_batch(made, tmp_path / "fixed", fixed_batch)
+    report = quantize(made, data, tmp_path / "int8.onnx", QuantizeConfig(form="qdq", max_drop=100.0)).report
+    assert report.layout is not None
+    with pytest.raises(ToolError, match=r"cannot read the image .*\.png"):
+        quantize(made, load_data(str(photos)), tmp_path / "no.onnx", QuantizeConfig(form="qdq", max_drop=100.0))
 
 
 def test_validation_samples_that_are_all_bad_cannot_judge(photos: Path, tiny: str) -> None:

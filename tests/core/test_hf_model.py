@@ -13,12 +13,13 @@ from tiny_text import VOCABULARY, write_bert, write_texts
 
 from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
+from core.compatibility import check_reads, check_same_task
 from core.data import Data
 from core.data_reference import load_data
 from core.describe import describe
 from core.errors import ToolError
 from core.model_reference import load_model, load_torch_model, reference_digest
-from core.predict import check_reads, check_same_task, predict
+from core.predict import predict
 from core.torch_model import num_params, torch_digest
 from export.to_onnx import ExportConfig, export
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -234,6 +235,15 @@ def test_the_digest_of_a_checkpoint_follows_its_weights(untrained: TorchModel, t
     weights = tmp_path / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert reference_digest(str(tmp_path / "model")) != before
+
+
+def test_the_digest_of_a_file_follows_the_weights_beside_it(exported: OnnxModel, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.load(exported.path), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = reference_digest(str(path))
+    weights = tmp_path / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert reference_digest(str(path)) != before
 
 
 def test_the_digest_of_a_folder_that_is_no_checkpoint_is_an_error(tmp_path: Path) -> None:

@@ -55,6 +55,23 @@ def test_columns_can_be_named(write: Write) -> None:
     assert rows(data) == [("good", "5"), ("bad", "1"), ("fine", "5"), ("poor", "1")]
 
 
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        pytest.param("a.csv", "content,Text,label\nno,yes,1\n", id="csv"),
+        pytest.param("a.jsonl", '{"content": "no", "Text": "yes", "label": 1}', id="jsonl"),
+    ],
+)
+def test_of_several_usual_columns_the_usual_order_decides(write: Write, name: str, contents: str) -> None:
+    assert rows(load_data(f"{write('train.tsv', ROWS)},test={write(name, contents)}")) == [("yes", "1")]
+
+
+def test_a_validation_file_that_is_named_stays_that(write: Write) -> None:
+    data = load_data(f"{write('train.tsv', ROWS)},val={write('dev.tsv', ROWS)}")
+    assert len(data.split("validation")) == 4
+    assert data.test is None
+
+
 def test_numbers_are_ordered_as_numbers(write: Write) -> None:
     path = write("a.tsv", "".join(f"text\t{label}\n" * 3 for label in (10, 9, 2)))
     assert load_data(str(path)).labels == ("2", "9", "10")

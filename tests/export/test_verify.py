@@ -118,6 +118,13 @@ def test_noise_on_a_few_faint_answers_is_held_against_the_signal_of_all(tmp_path
     assert verify(reference, candidate, VerifyConfig(min_sqnr_db=45.0), faint_at_first).misses
 
 
+def test_equal_answers_that_are_all_zero_agree(tmp_path: Path) -> None:
+    values = np.zeros((60, 5), np.float32)
+    np.savez(tmp_path / "data.npz", x_train=values, y_train=np.arange(60) % 3, x_val=values, y_val=np.arange(60) % 3)
+    same = line(tmp_path / "a.onnx"), line(tmp_path / "b.onnx")
+    assert verify(*same, VerifyConfig(min_sqnr_db=10.0), load_data(str(tmp_path / "data.npz"))).misses == ()
+
+
 def test_what_is_wrong_in_a_batch_of_one_alone_is_found(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal((60, 5)).astype(np.float32)
     targets = np.arange(60) % 3
