@@ -308,11 +308,12 @@ def quantize(
         from compress.distill import DistillConfig
         from compress.quantize_config import QuantizeConfig
         from core.data_reference import load_data
+        from core.external_data import refuse_overwrite_onnx
         from core.model_reference import load_onnx_model, load_torch_model
         from core.whole_output import refuse_overwrite
         from stages import find_int8_sensitivity, quantize_measured, quantize_trained
 
-        refuse_overwrite(output, force=force)
+        (refuse_overwrite if sensitivity else refuse_overwrite_onnx)(output, force=force)
         loaded, threads = load_data(data), options.pop("threads")
         config = QuantizeConfig(**options)
         if qat:

@@ -25,12 +25,12 @@ from compress.weight_only import write_int4
 from core.compatibility import preprocessing_of
 from core.data import Data, spread
 from core.errors import GateMissedError, ToolError
+from core.external_data import whole_onnx
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report, Result
-from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def quantize(
     if output.exists() and output.samefile(model.path):
         raise ToolError(f"{output} is the file to quantize, which stays; choose another --output")
     trial = None
-    with whole_file(output, force=force) as part:
+    with whole_onnx(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
             if measure_speedups:
                 _say_doubts(model, data, config)

@@ -148,7 +148,9 @@ def _fresh(reference: Reference, data: Data | None, input_shape: InputShape | No
     else:
         sizes = given[0].shape if given else None
         shape, preprocessing = _input_of(module, source.arguments, reference, data, sizes)
-        spec = given[0] if given and given[0].dtype != "float32" else InputSpec(name="", shape=shape)
+        spec = InputSpec(name="", shape=shape)
+        if given and given[0].dtype != "float32":
+            spec, preprocessing = given[0], Preprocessing()
         inputs = (replace(spec, name="input"),)
     model = TorchModel(
         name=reference.text,

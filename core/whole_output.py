@@ -44,7 +44,7 @@ def whole_files(path: Path, suffix: str, *, force: bool = True) -> Iterator[Path
     beside = path.with_name(path.name + suffix) if path.name else path
     for one in (path, beside):
         refuse_overwrite(one, force=force)
-    require_name(path)
+    require_writable(path)
     folder = path.with_name(f".{path.name}.part")
     part, part_beside = folder / path.name, folder / beside.name
     with _explained(path):

@@ -292,6 +292,16 @@ def test_a_portable_file_loses_nothing_without_vnni(
     assert not caplog.text
 
 
+def test_weights_beside_the_file_that_it_replaces_go(exported: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    for name in ("int8.onnx", "int8.onnx.data"):
+        (tmp_path / name).write_bytes(b"of before")
+    config = QuantizeConfig(form="qdq", calibration_samples=64, max_drop=50.0)
+    with pytest.raises(ToolError, match="exists already"):
+        quantize(exported, digits, tmp_path / "int8.onnx", config)
+    quantize(exported, digits, tmp_path / "int8.onnx", config, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
+
+
 def twice_as_fast(_: OnnxModel, files: Sequence[OnnxModel]) -> list[float]:
     return [2.0 for _ in files]
 

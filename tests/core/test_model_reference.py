@@ -15,8 +15,10 @@ from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
+from core.input_spec import parse_input_spec
 from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest
 from core.onnx_model import OnnxModel
+from core.preprocessing import Preprocessing
 from core.torch_model import TorchModel
 
 MakeFolder = Callable[..., Path]
@@ -213,6 +215,17 @@ def test_colour_images_meet_a_model_of_one_channel(image_folder: MakeFolder, fac
     data = load_data(str(image_folder({"train/cat": 5, "train/dog": 5})))
     with pytest.raises(ToolError, match="the images have 3 channels, the model takes 1; build the model with in_chans"):
         load_model(f"{factory_file}:cnn,in_chans=1", data)
+
+
+def test_whole_numbers_of_three_axes_are_no_images(python_file: Callable[[str], Path]) -> None:
+    code = (
+        "import torch\n"
+        "class Flat(torch.nn.Module):\n    def forward(self, x): return x.float().flatten(1)\n"
+        "def net(): return Flat()\n"
+    )
+    model = load_torch_model(f"{python_file(code)}:net", input_shape=(parse_input_spec("int64:2,3,3"),))
+    assert model.inputs[0].dtype == "int64"
+    assert model.preprocessing == Preprocessing()
 
 
 def test_the_digest_of_a_reference_follows_files_and_arguments(factory_file: Path, tmp_path: Path) -> None:
