@@ -50,7 +50,7 @@ class PlanReport(Report, frozen=True):
 
 
 class RunReport(Report, frozen=True):
-    """A whole run; `artifact` is where the file was put, None when a limit was missed or no stage makes one."""
+    """A whole run; `artifact` is where the file was put, None when a limit was missed or no .onnx file was judged."""
 
     recipe: str
     stages: tuple[StageReport, ...]
@@ -143,5 +143,8 @@ def _artifact(current: RunFolder) -> OnnxModel | None:
     made = [stage.name for stage in current.recipe.stages if stage.kind in MAKES_ONNX]
     if benches:
         judged = current.model(benches[-1].references["models"][-1])
-        return judged if isinstance(judged, OnnxModel) else None
+        if isinstance(judged, OnnxModel):
+            return judged
+        logger.warning("%s, benched last, is a torch module: there is no .onnx file to put in place", judged.name)
+        return None
     return current.onnx(made[-1]) if made else None

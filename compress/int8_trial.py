@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from compress.calibration import Method
 from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout
-from core.errors import ToolError
+from core.errors import ToolError, UnreadableSampleError
 from core.onnx_model import OnnxModel, open_onnx, read_proto
 from core.progress import Progress
 
@@ -145,7 +145,7 @@ def _or_noted(form: Form, speedup: float | None, tried: list[Tried], make: Calla
     """Make something of a form; where the form is to blame that it cannot be made, note it as tried."""
     try:
         return make()
-    except OSError:  # the disk is full, say: no form is to blame
+    except (OSError, UnreadableSampleError):  # the disk is full, say, or an image is cut short: no form is to blame
         raise
     except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
         if not _comes_of_the_form(error):

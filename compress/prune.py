@@ -204,6 +204,7 @@ def prune(
             timed.speedup,
         )
     macs = (num_macs(model, model.module), num_macs(model, module))
+    baseline_speedup = measuring.models(baseline, pruned).speedup if measuring and baseline else None
     accuracies = _recover(model, pruned, data)
     report = PruneReport(
         stage="prune",
@@ -213,7 +214,7 @@ def prune(
         params=(num_params(model.module), num_params(module)),
         macs_ratio=macs[0] / macs[1],
         measured_speedup=timed.speedup if timed else None,
-        baseline_speedup=measuring.models(baseline, pruned).speedup if measuring and baseline else None,
+        baseline_speedup=baseline_speedup,
         latency_ms=(timed.baseline_ms, timed.candidate_ms) if timed else None,
         precision=config.precision,
         accuracy=accuracies,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 
 from compress.bias_correction import Means, channel_means, corrected
 from compress.calibration import Method, Ranges, Seen, masking_nodes, observe, ranges_of
@@ -29,6 +30,7 @@ from core.sessions import Array, open_session, run_session
 
 CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
+TRIED_SAMPLES = 16  # of which one is run first; the others are there where it may be skipped
 
 
 class QuantizeSource:
@@ -189,13 +191,19 @@ class Batches:
         return -(-len(self._split) // self._batch_size)
 
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
+        first: tuple[Array, ...] | None = None
         for inputs, _ in batches(self._split, self._preprocessing, self._batch_size):
             arrays = tuple(one.numpy() for one in inputs)
-            yield tuple(_filled_up(one, self._batch_size) for one in arrays) if self._is_fixed else arrays
+            first = first or arrays
+            if self._is_fixed:
+                arrays = tuple(_filled_up(*pair, self._batch_size) for pair in zip(arrays, first, strict=True))
+            yield arrays
 
 
-def _filled_up(samples: Array, count: int) -> Array:
-    """Repeat samples (N, ...) until there are `count`."""
+def _filled_up(samples: Array, others: Array, count: int) -> Array:
+    """Return `count` samples (N, ...): these, then others of their shape, then again."""
+    if others.shape[1:] == samples.shape[1:] and len(samples) < count:
+        samples = np.concatenate([samples, others])
     return np.resize(samples, (count, *samples.shape[1:]))
 
 
@@ -208,5 +216,8 @@ def _check_nodes(proto: onnx.ModelProto, names: Sequence[str]) -> None:
 
 def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> None:
     """Run one sample first, so that data of the wrong shape fails here with a clear message."""
-    inputs, _ = next(batches(data.split("train"), preprocessing, 1))
-    run_session(open_session(model.path), *(_filled_up(one.numpy(), model.fixed_batch or 1) for one in inputs))
+    train = data.split("train")
+    few = train.take(torch.arange(min(len(train), TRIED_SAMPLES)))
+    inputs, _ = next(batches(few, preprocessing, TRIED_SAMPLES))
+    one = tuple(samples[:1].numpy() for samples in inputs)
+    run_session(open_session(model.path), *(_filled_up(each, each, model.fixed_batch or 1) for each in one))

@@ -62,7 +62,9 @@ def loader(
         drop_last: Leave out a last batch that is not full.
     """
     fetching = _Fetching(split, preprocessing)
-    persists = generator is not None and split.samples.num_workers > 0  # training comes back every epoch
+    num_batches = -(-len(split) // batch_size)
+    num_workers = min(split.samples.num_workers, num_batches) if num_batches > 1 else 0  # starting one costs more
+    persists = generator is not None and num_workers > 0  # training comes back every epoch
     return DataLoader(
         fetching,
         batch_size=batch_size,
@@ -71,7 +73,7 @@ def loader(
         # was not interrupted, and must find the same order
         generator=torch.Generator() if persists else generator,
         drop_last=drop_last,
-        num_workers=split.samples.num_workers,
+        num_workers=num_workers,
         persistent_workers=persists,
         pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,

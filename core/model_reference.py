@@ -112,8 +112,10 @@ def reference_digest(text: str) -> str:
         digests += hf_digests(reference.name)
     elif reference.kind == "path":
         path = Path(reference.name)
-        of_folder = [existing_sha256(file) for file in checkpoint_files(path)] if path.is_dir() else None
-        digests += of_folder or [open_onnx(path).sha256]
+        if path.suffix == ".onnx" and not path.is_dir():
+            digests.append(open_onnx(path).sha256)  # the weights beside it are of it
+        else:
+            digests += [existing_sha256(file) for file in (checkpoint_files(path) if path.is_dir() else [path])]
     return digest_of([reference.kind, reference.name, reference.arguments, digests])
 
 

@@ -109,15 +109,16 @@ def _take_published(module: nn.Module, source: Source) -> None:
     """Give a module the weights that torchvision publishes, as timm does: but for a head of other classes."""
     from torchvision.models import get_model
 
-    arguments = {key: value for key, value in source.arguments.items() if key != "num_classes"}
-    published = get_model(source.name, weights="DEFAULT", **arguments).state_dict()
+    arguments = {key: value for key, value in source.arguments.items() if key not in ("num_classes", "aux_logits")}
+    published = get_model(source.name, weights="DEFAULT", progress=False, **arguments).state_dict()
     own = module.state_dict()
-    fitting = {key: tensor for key, tensor in published.items() if own[key].shape == tensor.shape}
-    if head := sorted(set(own) - set(fitting)):
+    for key in [key for key, tensor in published.items() if key not in own or own[key].shape != tensor.shape]:
+        del published[key]  # in place: the dict carries the modules' versions
+    if head := sorted(set(own) - set(published)):
         logger.warning(
             "torchvision:%s: its published weights are for other classes: %s start random", source.name, ", ".join(head)
         )
-    module.load_state_dict(fitting, strict=False)
+    module.load_state_dict(published, strict=False)
 
 
 def _check_name(kind: str, name: str) -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from core.errors import ToolError
+from core.errors import UnreadableSampleError
 
 logger = logging.getLogger(__name__)
 
@@ -19,17 +19,17 @@ class SkippedSamples:
         """Warn of each reason that is new.
 
         Raises:
-            ToolError: There are more than the limit by now.
+            UnreadableSampleError: There are more than the limit by now.
         """
         for reason in reasons:
-            if reason in self._reasons:
-                continue
+            is_new = reason not in self._reasons
             self._reasons.add(reason)
             if len(self._reasons) > self._limit:
-                raise ToolError(
+                raise UnreadableSampleError(
                     f"{len(self._reasons)} samples cannot be read, --skip-bad allows {self._limit}: {reason}"
                 )
-            logger.warning("skipped: %s", reason)
+            if is_new:
+                logger.warning("skipped: %s", reason)
 
     def __len__(self) -> int:
         return len(self._reasons)

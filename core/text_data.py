@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +90,9 @@ def load_texts(path: Path, reference: Reference) -> Data:
     found = {split: _read(file, columns) for split, file in files.items()}
     labels = _classes(found.get("train") or next(iter(found.values())))
     splits = {split: _split(rows, labels) for split, rows in found.items()}
-    if in_folder and "test" not in splits and "validation" in splits:
-        splits["test"] = splits.pop("validation")
     hashes = {split: hashlib.sha256(file.read_bytes()).hexdigest() for split, file in files.items()}
+    if in_folder and "test" not in splits and "validation" in splits:
+        splits["test"], hashes["test"] = splits.pop("validation"), hashes.pop("validation")
     return Data(
         reference=reference.text,
         train=splits.get("train"),
@@ -101,7 +101,7 @@ def load_texts(path: Path, reference: Reference) -> Data:
         labels=labels,
         sample_shape=None,
         kind="text",
-        fingerprint=digest_of([columns, hashes]),
+        fingerprint=digest_of({"columns": columns, "splits": hashes}),
     )
 
 
@@ -248,9 +248,9 @@ def _value(row: dict[str, object], named: str | None, usual: Sequence[str], wher
     return row[name]
 
 
-def _usual(names: Iterable[str], usual: Sequence[str]) -> str | None:
+def _usual(names: Collection[str], usual: Sequence[str]) -> str | None:
     """Return the column that is called by the first of the usual names that there is, in whatever case."""
-    held = {name.lower(): name for name in names}
+    held = {name.lower(): name for name in reversed(list(names))} | {name: name for name in names}
     return next((held[one] for one in usual if one in held), None)
 
 

@@ -230,6 +230,7 @@ def test_a_torch_module_may_be_benched_last_and_is_no_artifact(onnxpress: Callab
     Path("job.toml").write_text(f'data = "digits"\nthreads = 1\n{stages}iterations = 10\nrounds = 1\nmax_rounds = 1\n')
     done = onnxpress("run", "job.toml")
     assert done.exit_code == 0, done.output
+    assert "benched last, is a torch module" in done.stderr
     assert Path("runs/job/report.json").exists()
     assert not Path("runs/job/job.onnx").exists()
 

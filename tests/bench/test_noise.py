@@ -31,7 +31,7 @@ def test_the_machine_counts_our_work_as_busy() -> None:
     while time.process_time() - own < 0.3:
         pass
     busy_after, total_after = noise_module._busy_and_total()
-    assert total_after - total >= busy_after - busy > 0.2
+    assert total_after - total + 0.05 >= busy_after - busy > 0.2  # which are counted in ticks
 
 
 @pytest.mark.parametrize(("spread", "others", "noisy"), [(0.01, 0.02, False), (0.08, 0.0, True), (0.0, 0.3, True)])

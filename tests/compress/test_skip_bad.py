@@ -63,6 +63,21 @@ def test_they_are_left_out_of_calibration_too(photos: Path, tiny: str, tmp_path:
         quantize(made, load_data(str(photos)), tmp_path / "no.onnx", QuantizeConfig(form="qdq", max_drop=100.0))
 
 
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_no_form_is_to_blame_for_bad_samples(photos: Path, tiny: str, tmp_path: Path, allowed: int) -> None:
+    model = load_torch_model(f"{tiny}:cnn", load_data(str(photos), skip_bad=3))
+    made = export(model, tmp_path / "float32.onnx", ExportConfig()).model
+    with pytest.raises(ToolError, match=r"cannot read the image .*\.png"):
+        quantize(
+            made,
+            load_data(str(photos), skip_bad=allowed),
+            tmp_path / "int8.onnx",
+            QuantizeConfig(max_drop=100.0),
+            measure_speedups=lambda _, files: [2.0 for _ in files],
+        )
+    assert not (tmp_path / "int8.onnx").exists()
+
+
 def test_validation_samples_that_are_all_bad_cannot_judge(photos: Path, tiny: str) -> None:
     for split, folder in itertools.product(("val", "test"), "01"):  # alone, val/ would be the test split
         (photos / split / folder).mkdir(parents=True)

@@ -62,26 +62,32 @@ def test_a_name_with_a_tag_of_pretrained_weights_is_known() -> None:
     assert fresh_source("timm", "resnet18.a1_in1k", {}, None, {}).name == "resnet18.a1_in1k"
 
 
+Publish = Callable[..., dict[str, Tensor]]
+
+
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
-    """What torchvision publishes for a network, where it keeps what it has downloaded."""
+def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Publish:
+    """``publish(name)`` puts weights where torchvision keeps what it has downloaded, and returns them."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    tensors = get_model("squeezenet1_1").state_dict()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    url = get_model_weights("squeezenet1_1")["DEFAULT"].url
-    torch.save(tensors, tmp_path / "hub" / "checkpoints" / Path(url).name)
-    return tensors
+
+    def published(name: str, **arguments: Any) -> dict[str, Tensor]:
+        tensors = get_model(name, **arguments).state_dict()
+        torch.save(tensors, tmp_path / "hub" / "checkpoints" / Path(get_model_weights(name)["DEFAULT"].url).name)
+        return tensors
+
+    return published
 
 
-def test_torchvisions_published_weights_are_taken(
-    published: dict[str, Tensor], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_torchvisions_published_weights_are_taken(publish: Publish, caplog: pytest.LogCaptureFixture) -> None:
+    published = publish("squeezenet1_1")
     own = build_module(Source(kind="torchvision", name="squeezenet1_1", arguments={}), pretrained=True).state_dict()
     assert all(torch.equal(own[name], tensor) for name, tensor in published.items())
     assert not caplog.text
 
 
-def test_they_go_with_other_classes(published: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
+def test_they_go_with_other_classes(publish: Publish, caplog: pytest.LogCaptureFixture) -> None:
+    published = publish("squeezenet1_1")
     made = build_module(Source(kind="torchvision", name="squeezenet1_1", arguments={"num_classes": 6}), pretrained=True)
     head = ("classifier.1.weight", "classifier.1.bias")
     own = made.state_dict()
@@ -90,19 +96,30 @@ def test_they_go_with_other_classes(published: dict[str, Tensor], caplog: pytest
     assert "for other classes: classifier.1.bias, classifier.1.weight start random" in caplog.text
 
 
-def test_they_do_not_go_with_another_shape(published: dict[str, Tensor]) -> None:
-    source = Source(kind="torchvision", name="squeezenet1_1", arguments={"version": "1_0"})
-    with pytest.raises(ToolError, match=r"cannot build 'torchvision:squeezenet1_1'|does not take"):
-        build_module(source, pretrained=True)
+def test_modules_that_ask_for_their_version_find_it(publish: Publish) -> None:
+    published = publish("mnasnet0_5")
+    source = Source(kind="torchvision", name="mnasnet0_5", arguments={"num_classes": 6})
+    own = build_module(source, pretrained=True).state_dict()
+    assert torch.equal(own["layers.0.weight"], published["layers.0.weight"])
 
 
-def test_what_was_trained_with_another_normalisation_undoes_it_also_when_rebuilt() -> None:
-    source = fresh_source(
-        "torchvision", "googlenet", {"init_weights": False}, None, {"num_classes": 4}, pretrained=True
-    )
-    assert build_module(source).transform_input
-    plain = fresh_source("torchvision", "googlenet", {"init_weights": False}, None, {"num_classes": 4})
-    assert not build_module(plain).transform_input
+def test_they_do_not_go_with_another_width(publish: Publish) -> None:
+    narrow = Source(kind="torchvision", name="mobilenet_v2", arguments={"width_mult": 0.5})
+    publish("mobilenet_v2")
+    with pytest.raises(ToolError, match=r"cannot build 'torchvision:mobilenet_v2' .*size mismatch"):
+        build_module(narrow, pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
+def test_what_was_trained_with_another_normalisation_undoes_it_also_when_rebuilt(publish: Publish, name: str) -> None:
+    published = publish(name, init_weights=False, aux_logits=True)
+    source = fresh_source("torchvision", name, {"init_weights": False}, None, {"num_classes": 4}, pretrained=True)
+    made, rebuilt = build_module(source, pretrained=True), build_module(source)
+    assert made.transform_input
+    assert rebuilt.transform_input
+    rebuilt.load_state_dict(made.state_dict())
+    own = made.state_dict()
+    assert all(torch.equal(own[key], published[key]) for key in own if not key.startswith("fc."))
 
 
 @pytest.mark.parametrize(

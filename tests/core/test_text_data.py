@@ -60,6 +60,8 @@ def test_columns_can_be_named(write: Write) -> None:
     [
         pytest.param("a.csv", "content,Text,label\nno,yes,1\n", id="csv"),
         pytest.param("a.jsonl", '{"content": "no", "Text": "yes", "label": 1}', id="jsonl"),
+        pytest.param("a.jsonl", '{"text": "yes", "Text": "no", "label": 1}', id="its-very-name"),
+        pytest.param("a.csv", "TEXT,Text,label\nyes,no,1\n", id="the-first-of-two"),
     ],
 )
 def test_of_several_usual_columns_the_usual_order_decides(write: Write, name: str, contents: str) -> None:
@@ -70,6 +72,9 @@ def test_a_validation_file_that_is_named_stays_that(write: Write) -> None:
     data = load_data(f"{write('train.tsv', ROWS)},val={write('dev.tsv', ROWS)}")
     assert len(data.split("validation")) == 4
     assert data.test is None
+    in_folder = load_data(str(write("train.tsv", ROWS).parent))
+    assert in_folder.test is not None
+    assert in_folder.fingerprint != data.fingerprint
 
 
 def test_numbers_are_ordered_as_numbers(write: Write) -> None:
