@@ -12,9 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from core.data import UNLABELLED
+from core.data import UNLABELLED, Data, whole_split
 from core.errors import ToolError, UnreadableSampleError
+from core.history import digest_of
+from core.machine import available_cores
 from core.preprocessing import Preprocessing, Tensors, fit_images
+from core.references import Reference, check_arguments
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises on damaged files
@@ -42,6 +45,70 @@ class ImageFiles:
         """Decode and fit the images at `indices`: (N, C, H, W) uint8."""
         images = [fit_images(decode(self.paths[index], self.mode).unsqueeze(0), preprocessing) for index in indices]
         return (torch.cat(images),)
+
+
+def load_image_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
+    """Read which images a folder holds; they are decoded when they are needed.
+
+    Args:
+        root: The folder, of ``train/CLASS/``, or images straight in ``train/``; ``val/`` and ``test/``. Where only one
+            of the last two is there, it is the test split.
+        reference: What it was named by; ``mode`` is RGB or L, ``image_size`` what all are resized to.
+        skip_bad: How many images may be unreadable.
+
+    Raises:
+        ToolError: There are no such folders or no images in one, or too many cannot be read.
+    """
+    folders = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if not folders:
+        raise ToolError(
+            f"{root} holds none of train/, val/ and test/; images belong in {root}/train/CLASS/, "
+            f"texts in {root}/train.tsv"
+        )
+    check_arguments(reference, ("mode", "image_size"))
+    mode = image_mode(reference)
+    unlabelled = {"train"} if "train" in folders and is_unlabelled(folders["train"]) else set()
+    labelled = [folder for name, folder in folders.items() if name not in unlabelled]
+    labels = class_names(labelled[0]) if labelled else ()
+    listed = {name: list_split(folder, labels) for name, folder in folders.items() if name not in unlabelled}
+    listed |= {name: list_unlabelled(folders[name]) for name in unlabelled}
+    paths = [path for found, _ in listed.values() for path in found]
+    shared_mode, size = survey(paths, mode, skip_bad)
+    splits = {
+        name: whole_split(ImageFiles(tuple(found), shared_mode, available_cores()), torch.tensor(targets))
+        for name, (found, targets) in listed.items()
+    }
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    size = image_size(reference) or size
+    return Data(
+        reference=reference.text,
+        train=splits.get("train"),
+        validation=splits.get("val"),
+        test=splits.get("test"),
+        labels=labels,
+        sample_shape=None if size is None else (MODE_CHANNELS[shared_mode], *size),
+        kind="image",
+        fingerprint=digest_of([reference.arguments, files_fingerprint(root, paths)]),
+    )
+
+
+def image_mode(reference: Reference) -> str | None:
+    """Return the Pillow mode that a reference asks for, None where it does not."""
+    mode = reference.arguments.get("mode")
+    if mode is not None and mode not in MODE_CHANNELS:
+        raise ToolError(f"{reference.text!r}: mode is {mode!r}; it is RGB or L")
+    return None if mode is None else str(mode)
+
+
+def image_size(reference: Reference) -> tuple[int, int] | None:
+    """Return the height and width that a reference asks for, None where it does not."""
+    asked = reference.arguments.get("image_size")
+    if asked is None:
+        return None
+    if not isinstance(asked, int) or asked < 1:
+        raise ToolError(f"{reference.text!r}: image_size is {asked!r}; it is a number of pixels")
+    return asked, asked
 
 
 def decode(source: Path | BinaryIO, mode: str, name: Callable[[], str] | None = None) -> Tensor:

@@ -17,10 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.data import UNLABELLED
+from core.data import UNLABELLED, Data, check_targets, spread, whole_split
 from core.errors import ToolError, UnreadableSampleError
-from core.image_folder import SUFFIXES, UNREADABLE, decode
+from core.history import digest_of
+from core.image_folder import MODE_CHANNELS, SUFFIXES, UNREADABLE, decode, files_fingerprint, image_mode, image_size
+from core.machine import available_cores
 from core.preprocessing import Preprocessing, Tensors, fit_images
+from core.references import Reference, check_arguments, missing_path
 
 LABEL = ".cls"
 SURVEYED = 64
@@ -83,6 +86,60 @@ class ShardSamples:
         path = self.shards[shard]
         with tarfile.open(path, "r:") as tar:
             return next((f"{path}: {member.name}" for member in tar if member.offset_data == offset), str(path))
+
+
+def load_shards(reference: Reference) -> Data:
+    """Read where the samples of shards are; they are read from there when they are needed.
+
+    Args:
+        reference: Names the training shards; ``val`` and ``test`` others, ``labels`` a file of class names, one a
+            line, or ``num_classes`` how many there are; ``mode`` and ``image_size`` as of an image folder.
+
+    Raises:
+        ToolError: A shard is missing or damaged, or its labels cannot be used.
+    """
+    check_arguments(reference, ("val", "test", "num_classes", "labels", "mode", "image_size"))
+    arguments = reference.arguments
+    mode = image_mode(reference) or "RGB"
+    patterns = {"train": reference.name} | {name: str(arguments[name]) for name in ("val", "test") if name in arguments}
+    shards = {name: shard_paths(pattern) for name, pattern in patterns.items()}
+    indexed = {name: index_shards(paths) for name, paths in shards.items()}
+    labels = _labels_of_shards(reference, max(int(targets.max()) for _, targets in indexed.values()) + 1)
+    samples = {
+        name: ShardSamples(shards[name], places, mode, available_cores()) for name, (places, _) in indexed.items()
+    }
+    splits = {}
+    for name, (_, targets) in indexed.items():
+        has_labels = bool((targets != UNLABELLED).all())
+        checked = check_targets(targets, len(targets), labels, f"{reference.text}: {name}") if has_labels else targets
+        splits[name] = whole_split(samples[name], torch.as_tensor(checked))
+    sizes = samples["train"].sizes(spread(len(samples["train"]), SURVEYED).tolist())
+    size = image_size(reference) or (sizes.pop() if len(sizes) == 1 else None)
+    files = sorted({path for paths in shards.values() for path in paths})
+    return Data(
+        reference=reference.text,
+        train=splits["train"],
+        validation=splits.get("val"),
+        test=splits.get("test"),
+        labels=labels,
+        sample_shape=None if size is None else (MODE_CHANNELS[mode], *size),
+        kind="image",
+        fingerprint=digest_of([arguments, files_fingerprint(None, files)]),
+    )
+
+
+def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
+    """Return the class names: from a file of one name a line, or numbers."""
+    named = reference.arguments.get("labels")
+    if named is not None:
+        path = Path(str(named))
+        if not path.is_file():
+            raise missing_path(path)
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    asked = reference.arguments.get("num_classes", num_seen)
+    if not isinstance(asked, int) or asked < num_seen:
+        raise ToolError(f"{reference.text!r}: num_classes is {asked!r}, and the shards hold class {num_seen - 1}")
+    return tuple(str(index) for index in range(asked))
 
 
 def shard_paths(pattern: str) -> tuple[Path, ...]:
