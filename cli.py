@@ -481,7 +481,7 @@ def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, 
 
     \b
     onnxpress run digits
-    onnxpress run recipes/cifar10-resnet56.toml --set data=cifar10.npz
+    onnxpress run my.toml --set student.epochs=5 --set gate.max_drop=0.5
     """
     with session(given) as (_, progress):
         from bench.gate import require_bars

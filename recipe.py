@@ -152,7 +152,7 @@ def find_recipe(path: Path) -> Path:
         return ready
     if path.is_dir():
         raise ToolError(f"{path} is a folder; name a recipe in it")
-    raise missing_path(path)
+    raise missing_path(path, sorted(one.stem for one in RECIPES.glob("*.toml")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -199,10 +199,10 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
             if description not in tasks:
                 for old in tasks.values():
                     bars.update(old, visible=False)
-                tasks[description] = bars.add_task(description, total=total, unit=unit, rate="")
+                tasks[description] = bars.add_task(description, total=total, completed=done, unit=unit, rate="")
             speed = bars.tasks[tasks[description]].speed
             rate = f"{speed:.1f}/s" if speed else ""
-            bars.update(tasks[description], completed=done, rate=rate)
+            bars.update(tasks[description], completed=done, unit=unit, rate=rate)
 
         yield show
 
@@ -218,6 +218,8 @@ def _plain_lines() -> Callable[[str, int, int, str], None]:
             return
         last[0] = now
         rate = (done - done_then) / (now - first_seen)
-        sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {(total - done) / rate:.0f} s left\n")
+        left = (total - done) / rate
+        duration = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+        sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {duration} left\n")
 
     return show

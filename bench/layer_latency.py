@@ -8,7 +8,6 @@ machine and these versions.
 import json
 import math
 import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from core.history import digest_of
 from core.layer_shape import LayerShape
 from core.machine import package_versions, this_machine
 from core.onnx_model import open_onnx
-from core.whole_output import whole_file
+from core.whole_output import scratch_folder, whole_file
 
 OPSET = 20
 MOST_BYTES = 512_000_000  # of weights in a file: ONNX Runtime holds them several times over, and protobuf 2 GB at most
@@ -97,8 +96,8 @@ def _timed(
     layers: Sequence[LayerShape], provider: str, threads: int, batch_size: int, types: tuple[str, str] | None
 ) -> list[float]:
     """Return the milliseconds that each layer takes in a file with the others."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "layers.onnx"
+    with scratch_folder() as scratch:
+        file = scratch / "layers.onnx"
         write_onnx(_side_by_side(layers, batch_size, types), file)
         nodes = profile(open_onnx(file), provider, threads, batch_size)
     times: dict[str, float] = defaultdict(float)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import onnxruntime
 from pydantic import BaseModel
 
 from core.errors import ToolError
+from core.whole_output import scratch_folder
 
 CUDA = "CUDAExecutionProvider"
 
@@ -49,8 +49,8 @@ def process_cost(path: Path, provider_name: str, threads: int, inputs: Sequence[
     Raises:
         ToolError: The process ended before it answered.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        arrays = Path(scratch) / "inputs.npz"
+    with scratch_folder() as scratch:
+        arrays = scratch / "inputs.npz"
         np.savez(arrays, *inputs)
         command = [sys.executable, "-P", "-m", "bench.process_cost"]
         path_to_us = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

@@ -1,15 +1,16 @@
 """Where the time goes, node by node, as ONNX Runtime's own profiler sees it."""
 
 import json
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from core.errors import ToolError
 from core.onnx_model import OnnxModel
 from core.sessions import made_up_inputs, open_session, run_session
+from core.whole_output import scratch_folder
 
 RUNS = 20
 
@@ -30,12 +31,17 @@ def profile(model: OnnxModel, provider: str, threads: int, batch_size: int) -> t
         ToolError: The model cannot run there.
     """
     inputs = made_up_inputs(model, batch_size)
-    with tempfile.TemporaryDirectory() as scratch:
-        session = open_session(model.path, provider, threads, profile_to=Path(scratch) / "profile")
+    with scratch_folder() as scratch:
+        session = open_session(model.path, provider, threads, profile_to=scratch / "profile")
         for _ in range(RUNS):
             run_session(session, *inputs)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return _nodes(events)
+        written = Path(session.end_profiling()).read_text()
+    try:
+        return _nodes(json.loads(written))
+    except ValueError as error:
+        raise ToolError(
+            f"ONNX Runtime's profile of {model.path.name} is cut short: is there room for temporary files? ({error})"
+        ) from error
 
 
 def _nodes(events: list[dict[str, Any]]) -> tuple[NodeTime, ...]:

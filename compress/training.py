@@ -262,7 +262,8 @@ def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
             latest = losses[num_taken - len(unchecked) : num_taken]
             require_finite_loss(latest, num_taken, f"{num_steps} in epoch {epoch + 1}", unchecked, batch, loop)
             unchecked = []
-        run.progress(f"{run.stage} epoch {epoch + 1}/{config.epochs}", num_taken, num_steps, "steps")
+        num_done = epoch * num_steps + num_taken
+        run.progress(run.stage, num_done, config.epochs * num_steps, f"steps, epoch {epoch + 1}/{config.epochs}")
     mean = losses[:num_taken].mean()
     return float(loop.accelerator.reduce(mean, reduction="mean"))
 

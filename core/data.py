@@ -14,6 +14,7 @@ from core.errors import ToolError
 from core.preprocessing import Kind, Preprocessing, Tensors, fit_images
 from core.skipped_samples import SkippedSamples
 
+MOST_CLASSES = 1_000_000  # a label beyond is garbage, where no names say how many there are
 VALIDATION_RATIO = 0.1
 SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out whatever its --seed
 UNLABELLED = -1
@@ -131,10 +132,21 @@ def whole_split(samples: Samples, targets: Tensor) -> Split:
 
 
 def hold_out_validation(train: Split, ratio: float) -> tuple[Split, Split]:
-    """Split a seeded share of `train` off for validation; return what remains, at least one sample, and the share."""
+    """Split a seeded share of `train` off for validation; return what remains, at least one sample, and the share.
+
+    A class of which no sample would remain keeps one, unless it is the only one that was to be held out.
+    """
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
     num_validation = min(max(1, round(len(train) * ratio)), len(train) - 1)
-    return train.take(order[num_validation:].sort().values), train.take(order[:num_validation].sort().values)
+    held_out, remain = order[:num_validation].tolist(), order[num_validation:].tolist()
+    classes = train.labels().tolist()
+    left = {classes[position] for position in remain}
+    for position in list(held_out):
+        if classes[position] not in left and len(held_out) > 1:
+            left.add(classes[position])
+            held_out.remove(position)
+            remain.append(position)
+    return train.take(torch.tensor(sorted(remain))), train.take(torch.tensor(sorted(held_out)))
 
 
 def array_samples(array: npt.NDArray[np.generic], name: str) -> ArraySamples:
@@ -183,13 +195,12 @@ def check_targets(
     if not np.issubdtype(targets.dtype, np.integer):
         raise ToolError(f"{name} is {targets.dtype}: class indices are integers")
     checked = targets.astype(np.int64)
-    highest = len(labels) - 1 if labels is not None else np.inf
+    highest = len(labels) - 1 if labels is not None else MOST_CLASSES - 1
     outside = np.flatnonzero((checked < 0) | (checked > highest))
     if len(outside):
-        limit = f"0 to {highest}" if labels is not None else "0 and up"
         raise ToolError(
             f"{name} holds {len(outside)} labels out of range, the first {checked[outside[0]]} at index {outside[0]}; "
-            f"classes run from {limit}"
+            f"classes run from 0 to {highest}"
         )
     return torch.from_numpy(checked)
 

@@ -107,7 +107,7 @@ def _with_validation(data: Data, asked_ratio: Argument | None) -> Data:
 def _from_path(reference: Reference, skip_bad: int) -> Data:
     path = Path(reference.name)
     if not path.exists():
-        raise missing_path(path)
+        raise missing_path(path, ["digits"])
     if path.suffix in TEXT_SUFFIXES or (path.is_dir() and holds_texts(path)):
         return load_texts(path, reference)
     if path.is_dir():

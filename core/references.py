@@ -116,10 +116,10 @@ def existing_sha256(path: Path) -> str:
     return file_sha256(path)
 
 
-def missing_path(path: Path) -> ToolError:
-    """Make the error for a path that does not exist, naming the nearest one that does."""
+def missing_path(path: Path, known: Sequence[str] = ()) -> ToolError:
+    """Make the error for a path that does not exist, naming the nearest that does, or that is `known` besides."""
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return ToolError(f"{path} does not exist.{did_you_mean(path.name, siblings)}")
+    return ToolError(f"{path} does not exist.{did_you_mean(path.name, [*known, *siblings])}")
 
 
 def _import(file: Path) -> ModuleType:

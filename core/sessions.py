@@ -3,7 +3,6 @@
 import gc
 import io
 import os
-import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from core.machine import available_cores
 from core.onnx_model import OnnxModel, TensorSpec
 from core.processes import local_rank
 from core.references import missing_path
+from core.whole_output import scratch_folder
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FloatArray = npt.NDArray[np.float32]
@@ -119,8 +119,8 @@ def open_graph(proto: onnx.ModelProto, *, weights_beside: Path | None = None) ->
     Raises:
         ToolError: It cannot be loaded.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "graph.onnx"
+    with scratch_folder() as scratch:
+        path = scratch / "graph.onnx"
         onnx.save(proto, path)
         return open_session(path, weights_beside=weights_beside)
 

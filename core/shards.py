@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.data import UNLABELLED, Data, check_targets, spread, whole_split
+from core.data import MOST_CLASSES, UNLABELLED, Data, check_targets, spread, whole_split
 from core.errors import ToolError, UnreadableSampleError
 from core.history import digest_of
 from core.image_folder import MODE_CHANNELS, SUFFIXES, UNREADABLE, decode, files_fingerprint, image_mode, image_size
@@ -130,6 +130,8 @@ def load_shards(reference: Reference) -> Data:
 
 def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
     """Return the class names: from a file of one name a line, or numbers."""
+    if num_seen > MOST_CLASSES:
+        raise ToolError(f"{reference.text!r} holds the label {num_seen - 1}; classes run from 0 to {MOST_CLASSES - 1}")
     named = reference.arguments.get("labels")
     if named is not None:
         path = Path(str(named))

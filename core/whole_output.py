@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,6 +85,22 @@ def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
             _remove(old)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a folder that is gone afterwards.
+
+    Raises:
+        ToolError: There is no room for it, or no place: what the file system refuses in the block is taken to be of it.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+    except OSError as error:
+        raise ToolError(
+            f"cannot write temporary files: {error.strerror or error}; make room, or name another folder in TMPDIR"
+        ) from error
 
 
 def require_writable(path: Path) -> None:

@@ -66,7 +66,7 @@ def interrupt(process: "subprocess.Popen[str]") -> str:
     return stderr
 
 
-QUICK = ("bench",)  # training stops in the test of a recipe
+QUICK = ("bench", "finetune", "quantize")
 
 
 @pytest.mark.parametrize(

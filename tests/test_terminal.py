@@ -2,9 +2,10 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
-from terminal import print_rows
+from terminal import print_rows, progress_shown
 
 HEADER = ("model", "speedup", "accuracy %", "verdict")
 ROWS = (("a.onnx", "1.00x", "98.11 (97.20-99.02)", ""), ("b.onnx", "2.05x", "98.00", "no faster than what was kept"))
@@ -29,3 +30,33 @@ def test_a_table_that_does_not_fit_is_stacked() -> None:
     assert any("no faster than what was kept" in line for line in lines)
     assert sum("verdict" in line for line in lines) == 1, "what is empty is left out"
     assert all(len(line) <= 50 for line in lines)
+
+
+def test_without_a_terminal_progress_is_a_line_with_rate_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 1.0, 5.0, 21.0, 41.0])
+    monkeypatch.setattr("terminal.time.monotonic", lambda: next(clock))
+    with progress_shown(quiet=False) as show:
+        show("distill", 100, 2000, "steps, epoch 1/2")
+        show("distill", 110, 2000, "steps, epoch 1/2")  # too soon for a line
+        show("distill", 300, 2000, "steps, epoch 1/2")
+        show("distill", 1900, 2000, "steps, epoch 2/2")
+    assert capsys.readouterr().err.splitlines() == [
+        "distill: 300/2000 steps, epoch 1/2, 10.0/s, 3 min left",
+        "distill: 1900/2000 steps, epoch 2/2, 45.0/s, 2 s left",
+    ]
+
+
+def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    stderr = io.StringIO()
+    stderr.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_shown(quiet=False) as show:
+        for done in range(0, 40, 10):
+            show("distill", done, 40, "steps, epoch 1/2")
+    assert "distill" in stderr.getvalue()
+    assert "30/40" in stderr.getvalue()
+    assert "steps, epoch 1/2" in stderr.getvalue()

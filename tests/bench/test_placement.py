@@ -26,6 +26,20 @@ def test_every_node_of_the_optimised_graph_is_timed_once(exported: OnnxModel) ->
     assert all(node.ms >= 0 for node in nodes)
 
 
+def test_a_profile_that_is_cut_short_is_one_line(exported: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.profile.Path.read_text", lambda _: '[{"cat": "Node", ')
+    with pytest.raises(ToolError, match=r"profile of .*\.onnx is cut short: is there room for temporary files"):
+        profile(exported, "cpu", 1, 1)
+
+
+def test_without_a_temporary_folder_it_is_one_line(exported: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    with pytest.raises(
+        ToolError, match=r"cannot write temporary files: .* or name another folder in TMPDIR"
+    ):
+        profile(exported, "cpu", 1, 1)
+
+
 def test_on_the_cpu_everything_is_placed(exported: OnnxModel) -> None:
     nodes = profile(exported, "cpu", 1, 1)
     found = placement(nodes, "cpu")

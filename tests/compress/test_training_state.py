@@ -31,9 +31,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
     epochs_seen = set()
     resumed = finetune(
-        untrained, few_digits, config, workspace=workspace, progress=lambda text, *_: epochs_seen.add(text)
+        untrained, few_digits, config, workspace=workspace, progress=lambda *told: epochs_seen.add(told[-1])
     )
-    assert epochs_seen == {"finetune epoch 3/4", "finetune epoch 4/4"}
+    assert epochs_seen == {"steps, epoch 3/4", "steps, epoch 4/4"}
     assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
 
 
@@ -94,8 +94,8 @@ def test_a_damaged_state_costs_an_epoch_not_the_result(
     for state in states[:damaged]:
         state.write_bytes(state.read_bytes()[:keep_bytes])
     seen: list[str] = []
-    resumed = finetune(untrained, few_digits, config, workspace=workspace, progress=lambda text, *_: seen.append(text))
-    assert seen[0] == f"finetune epoch {first_epoch}/3"
+    resumed = finetune(untrained, few_digits, config, workspace=workspace, progress=lambda *told: seen.append(told[-1]))
+    assert seen[0] == f"steps, epoch {first_epoch}/3"
     assert len(resumed.report.metrics) == 3
     assert same_weights(resumed.model, finetune(untrained, few_digits, config).model)
 

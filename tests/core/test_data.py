@@ -30,6 +30,10 @@ def numbered(count: int) -> Split:
     return whole_split(ArraySamples(torch.arange(count).float().unsqueeze(1)), torch.arange(count))
 
 
+def of_one_class(count: int) -> Split:
+    return whole_split(numbered(count).samples, torch.zeros(count, dtype=torch.int64))
+
+
 def with_bad(value: float, index: int) -> np.ndarray:
     array = np.zeros((4, 2, 3))
     array[index, 1, 2] = value
@@ -94,7 +98,8 @@ def test_targets_become_int64(dtype: type) -> None:
     [
         pytest.param([0, -1, 1], ("a", "b"), "y holds 1 labels out of range, the first -1 at index 1", id="negative"),
         pytest.param([0, 1, 2], ("a", "b"), "the first 2 at index 2; classes run from 0 to 1", id="too-high"),
-        pytest.param([-3, 1, -2], None, "2 labels out of range, the first -3 .* from 0 and up", id="without-labels"),
+        pytest.param([-3, 1, -2], None, "2 labels out of range, the first -3 .* from 0 to 999999", id="without-labels"),
+        pytest.param([0, 1, 2**40], None, "1 labels out of range, the first 1099511627776 at index 2", id="garbage"),
         pytest.param([0, 1], ("a", "b"), r"y has shape \(2,\), but there are 3 samples", id="too-few"),
         pytest.param([[0], [1], [1]], ("a", "b"), r"y has shape \(3, 1\)", id="a-column"),
         pytest.param([0.0, 1.0, 1.0], ("a", "b"), "y is float64: class indices are integers", id="floats"),
@@ -121,18 +126,27 @@ def test_all_classes_with_samples_pass() -> None:
     ("count", "ratio", "held_out"), [(100, 0.1, 10), (100, 0.02, 2), (7, 0.1, 1), (2, 0.1, 1), (3, 0.9, 2)]
 )
 def test_a_share_is_held_out_and_disjoint(count: int, ratio: float, held_out: int) -> None:
-    train, validation = hold_out_validation(numbered(count), ratio)
+    train, validation = hold_out_validation(of_one_class(count), ratio)
     assert len(validation) == held_out
-    assert sorted([*train.labels().tolist(), *validation.labels().tolist()]) == list(range(count))
+    assert sorted([*train.indices.tolist(), *validation.indices.tolist()]) == list(range(count))
 
 
 def test_the_same_samples_are_held_out_whatever_the_seed() -> None:
     chosen = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        chosen.append(hold_out_validation(numbered(50), 0.1)[1].labels().tolist())
+        chosen.append(hold_out_validation(of_one_class(50), 0.1)[1].indices.tolist())
     assert chosen[0] == chosen[1]
     assert chosen[0] != list(range(5))
+
+
+def test_a_rare_class_keeps_a_training_sample() -> None:
+    common = hold_out_validation(of_one_class(50), 0.1)[1].indices
+    targets = torch.zeros(50, dtype=torch.int64)
+    targets[common[0]] = 1  # would be held out, and no other is of its class
+    train, validation = hold_out_validation(whole_split(of_one_class(50).samples, targets), 0.1)
+    assert train.labels().tolist().count(1) == 1
+    assert validation.indices.tolist() == common[1:].tolist()
 
 
 def test_take_keeps_the_order_and_composes() -> None:

@@ -49,6 +49,19 @@ def test_one_corrupted_weight_is_found(exported: OnnxModel, tmp_path: Path, valu
         require_verified(report)
 
 
+def test_corrupted_weights_of_an_int8_file_are_found(quantized: OnnxModel, digits: Data, tmp_path: Path) -> None:
+    proto = onnx.load(quantized.path)
+    weight = max(
+        (one for one in proto.graph.initializer if one.data_type == onnx.TensorProto.INT8),
+        key=lambda one: len(one.raw_data),
+    )
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight)[::-1].copy(), weight.name))
+    onnx.save(proto, tmp_path / "corrupted.onnx")
+    report = verify(quantized, open_onnx(tmp_path / "corrupted.onnx"), VerifyConfig(), digits)
+    with pytest.raises(GateMissedError, match=r"sqnr_db .* below 10"):
+        require_verified(report)
+
+
 def test_a_float_file_has_tight_limits_and_a_quantized_one_a_noise_limit(
     exported: OnnxModel, quantized: OnnxModel, digits: Data
 ) -> None:
