@@ -193,31 +193,36 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+        task: Any = None
+        now_shown, reached = "", 0
 
         def show(description: str, done: int, total: int, unit: str) -> None:
-            if description not in tasks:
-                for old in tasks.values():
-                    bars.update(old, visible=False)
-                tasks[description] = bars.add_task(description, total=total, completed=done, unit=unit, rate="")
-            speed = bars.tasks[tasks[description]].speed
-            rate = f"{speed:.1f}/s" if speed else ""
-            bars.update(tasks[description], completed=done, unit=unit, rate=rate)
+            nonlocal task, now_shown, reached
+            if description != now_shown or done < reached:  # another job
+                if task is not None:
+                    bars.remove_task(task)
+                task = bars.add_task(description, total=total, completed=done, unit=unit, rate="")
+            now_shown, reached = description, done
+            speed = bars.tasks[-1].speed
+            bars.update(task, completed=done, unit=unit, rate=f"{speed:.1f}/s" if speed else "")
 
         yield show
 
 
 def _plain_lines() -> Callable[[str, int, int, str], None]:
-    started: dict[str, tuple[float, int]] = {}
-    last = [time.monotonic()]
+    now_shown, started, first, reached = "", 0.0, 0, 0
+    last_line = time.monotonic()
 
     def show(description: str, done: int, total: int, unit: str) -> None:
+        nonlocal now_shown, started, first, reached, last_line
         now = time.monotonic()
-        first_seen, done_then = started.setdefault(description, (now, done))
-        if done == done_then or now - last[0] < PLAIN_LINE_SECONDS:
+        if description != now_shown or done < reached:  # another job
+            started, first = now, done
+        now_shown, reached = description, done
+        if done == first or now - last_line < PLAIN_LINE_SECONDS:
             return
-        last[0] = now
-        rate = (done - done_then) / (now - first_seen)
+        last_line = now
+        rate = (done - first) / (now - started)
         left = (total - done) / rate
         duration = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {duration} left\n")

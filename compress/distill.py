@@ -272,6 +272,7 @@ def _open_cache(
     split, text = data.split("train"), student.preprocessing.text
     description = {
         "data": data.fingerprint,
+        "samples": len(split),
         "teacher": list(taught_by),
         "provider": config.provider,
         "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input", "text"}),

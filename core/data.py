@@ -14,6 +14,7 @@ from core.errors import ToolError
 from core.preprocessing import Kind, Preprocessing, Tensors, fit_images
 from core.skipped_samples import SkippedSamples
 
+MOST_NAMED = 10
 MOST_CLASSES = 1_000_000  # a label beyond is garbage, where no names say how many there are
 VALIDATION_RATIO = 0.1
 SPLIT_SEED = 20151210  # fixed, so that every command holds the same samples out whatever its --seed
@@ -210,8 +211,9 @@ def check_classes(train: Split, labels: Sequence[str], reference: str) -> None:
     counts = torch.bincount(train.targets, minlength=len(labels))
     empty = [labels[index] for index in torch.nonzero(counts == 0).flatten().tolist()]
     if empty:
+        more = f" and {len(empty) - MOST_NAMED} more" if len(empty) > MOST_NAMED else ""
         raise ToolError(
-            f"{reference} has no training sample of class {', '.join(map(repr, empty))}; "
+            f"{reference} has no training sample of class {', '.join(map(repr, empty[:MOST_NAMED]))}{more}; "
             "remove the class or add samples"
         )
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int, str], None]
-"""Called as ``progress(description, done, total, unit)``; ``done`` starts at 0 and ends at ``total``."""
+"""Called as ``progress(description, done, total, unit)``; ``done`` rises, to ``total`` at most."""
 
 
 def no_progress(description: str, done: int, total: int, unit: str) -> None:

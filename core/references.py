@@ -117,9 +117,10 @@ def existing_sha256(path: Path) -> str:
 
 
 def missing_path(path: Path, known: Sequence[str] = ()) -> ToolError:
-    """Make the error for a path that does not exist, naming the nearest that does, or that is `known` besides."""
+    """Make the error for a path that does not exist, naming the nearest that does, or a `known` name."""
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    return ToolError(f"{path} does not exist.{did_you_mean(path.name, [*known, *siblings])}")
+    besides = known if path.name == str(path) else ()
+    return ToolError(f"{path} does not exist.{did_you_mean(path.name, [*besides, *siblings])}")
 
 
 def _import(file: Path) -> ModuleType:

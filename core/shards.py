@@ -130,8 +130,6 @@ def load_shards(reference: Reference) -> Data:
 
 def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
     """Return the class names: from a file of one name a line, or numbers."""
-    if num_seen > MOST_CLASSES:
-        raise ToolError(f"{reference.text!r} holds the label {num_seen - 1}; classes run from 0 to {MOST_CLASSES - 1}")
     named = reference.arguments.get("labels")
     if named is not None:
         path = Path(str(named))
@@ -139,7 +137,7 @@ def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
             raise missing_path(path)
         return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
     asked = reference.arguments.get("num_classes", num_seen)
-    if not isinstance(asked, int) or asked < num_seen:
+    if not isinstance(asked, int) or not num_seen <= asked <= MOST_CLASSES:
         raise ToolError(f"{reference.text!r}: num_classes is {asked!r}, and the shards hold class {num_seen - 1}")
     return tuple(str(index) for index in range(asked))
 
@@ -243,6 +241,6 @@ def _require_image(place: tuple[int, int] | None, key: str, path: Path) -> tuple
 def _class_index(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> int:
     file = tar.extractfile(member)
     text = file.read().decode(errors="replace").strip() if file is not None else ""
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 18 or int(text) >= MOST_CLASSES:
         raise ToolError(f"{path}: {member.name} holds {text[:40]!r}; it is a class index, such as 3")
     return int(text)

@@ -155,7 +155,9 @@ def _published(name: str, here: dict[str, Any]) -> dict[str, Found]:
         machine = one["machine"]
         where = {"versions": one["versions"], "cpu": machine["cpu"], "int8": _instructions(machine)}
         if where == here and name in one.get("commits", ()):
-            of_model = {key: [row for row in one[key] if row.get("model") == name] for key in ("rows", "left_out", "bars")}
+            of_model = {
+                key: [row for row in one[key] if row.get("model") == name] for key in ("rows", "left_out", "bars")
+            }
             return {name: {"commit": one["commits"][name], **of_model}}
     return {}
 

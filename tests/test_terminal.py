@@ -1,6 +1,7 @@
 """Tables on a terminal: side by side where there is room, else below one another, and no word is broken."""
 
 import io
+import time
 
 import pytest
 from rich.console import Console
@@ -35,16 +36,19 @@ def test_a_table_that_does_not_fit_is_stacked() -> None:
 def test_without_a_terminal_progress_is_a_line_with_rate_and_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 1.0, 5.0, 21.0, 41.0])
+    clock = iter([0.0, 1.0, 5.0, 21.0, 41.0, 100.0, 120.0])
     monkeypatch.setattr("terminal.time.monotonic", lambda: next(clock))
     with progress_shown(quiet=False) as show:
         show("distill", 100, 2000, "steps, epoch 1/2")
         show("distill", 110, 2000, "steps, epoch 1/2")  # too soon for a line
         show("distill", 300, 2000, "steps, epoch 1/2")
         show("distill", 1900, 2000, "steps, epoch 2/2")
+        show("distill", 1, 50, "steps, epoch 1/1")  # another stage
+        show("distill", 11, 50, "steps, epoch 1/1")
     assert capsys.readouterr().err.splitlines() == [
         "distill: 300/2000 steps, epoch 1/2, 10.0/s, 3 min left",
         "distill: 1900/2000 steps, epoch 2/2, 45.0/s, 2 s left",
+        "distill: 11/50 steps, epoch 1/1, 0.5/s, 78 s left",
     ]
 
 
@@ -55,8 +59,9 @@ def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(monkeypatch: py
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("TERM", "xterm")
     with progress_shown(quiet=False) as show:
-        for done in range(0, 40, 10):
-            show("distill", done, 40, "steps, epoch 1/2")
-    assert "distill" in stderr.getvalue()
-    assert "30/40" in stderr.getvalue()
-    assert "steps, epoch 1/2" in stderr.getvalue()
+        for total in (40, 30):  # two stages
+            for done in range(0, total, 10):
+                time.sleep(0.01)
+                show("distill", done, total, "steps, epoch 1/2")
+    written = stderr.getvalue()
+    assert all(one in written for one in ("distill", "20/30", "steps, epoch 1/2", "/s", "0:00:0"))

@@ -34,9 +34,7 @@ def test_a_profile_that_is_cut_short_is_one_line(exported: OnnxModel, monkeypatc
 
 def test_without_a_temporary_folder_it_is_one_line(exported: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/nowhere")
-    with pytest.raises(
-        ToolError, match=r"cannot write temporary files: .* or name another folder in TMPDIR"
-    ):
+    with pytest.raises(ToolError, match=r"cannot write temporary files: .* or name another folder in TMPDIR"):
         profile(exported, "cpu", 1, 1)
 
 

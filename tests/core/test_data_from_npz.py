@@ -77,6 +77,7 @@ def test_the_fingerprint_follows_the_contents(npz: MakeNpz) -> None:
         pytest.param({"x_train": np.array(3.0)}, "x_train", id="one-number"),
         pytest.param({"labels": np.array("abcd")}, "labels", id="labels-not-a-list"),
         pytest.param({"y_train": np.arange(40) % 2 * 3}, "no training sample of class '1', '2'", id="unseen-class"),
+        pytest.param({"y_train": np.arange(40) % 2 * 900}, r"of class '1', .* '10' and 889 more; remove", id="garbage"),
         pytest.param({"labels": list("abcde")}, "no training sample of class 'e'", id="unseen-label"),
         pytest.param(
             {"x_train": np.zeros((40, 5, 5), np.uint8), "x_test": np.zeros((8, 1, 5, 5))},

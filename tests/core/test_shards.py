@@ -123,11 +123,12 @@ def test_missing_shards_are_named(pattern: str, message: str, shard: MakeShard, 
     [
         ({"1.cls": b"0"}, "the sample '1' has no image; its files must stand together"),
         ({"1.png": png(1), "1.cls": b"cat"}, r"1\.cls holds 'cat'; it is a class index, such as 3"),
+        ({"1.png": png(1), "1.cls": b"9" * 5000}, r"1\.cls holds '9+'; it is a class index, such as 3"),
         ({"1.png": png(1), "1.cls": b"0", "2.png": png(2)}, "1 of 2 samples have no class, the first .*: 2; give each"),
         ({"notes.txt": b""}, "the sample 'notes' has no image"),
         ({}, "holds no images; a sample is KEY.jpg"),
     ],
-    ids=["no image", "no number", "some classes", "text only", "empty"],
+    ids=["no image", "no number", "garbage", "some classes", "text only", "empty"],
 )
 def test_a_shard_laid_out_wrongly_says_where(files: dict[str, bytes], message: str, shard: MakeShard) -> None:
     with pytest.raises(ToolError, match=message):
