@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""The options of the commands: those that several share, and the long lists of single ones."""
 
 from collections.abc import Callable
 from pathlib import Path
