@@ -7,25 +7,28 @@ from typing import Any
 
 import click
 
+from command_options import (
+    bench_options,
+    distill_options,
+    export_options,
+    find_lr_option,
+    prune_options,
+    quantize_options,
+    run_options,
+    verify_options,
+)
 from invocation import Cli, render, session
 from option_rules import qat_settings, require_pruning_target, require_server_limit
 from options import (
-    DATA_HELP,
     PATH,
-    RATIO,
-    comma_list,
     common_options,
     data_option,
-    export_options,
     init_option,
     optional_data,
     output_options,
-    prune_options,
-    quantize_options,
     runtime_options,
     seed_option,
     shape_option,
-    sweep_options,
     train_options,
 )
 
@@ -50,9 +53,7 @@ def main() -> None:
 @output_options
 @seed_option
 @common_options
-@click.option(
-    "--find-lr", is_flag=True, help="Instead of training: test which --lr suits, and write the plot to OUTPUT."
-)
+@find_lr_option
 def finetune(
     model: str,
     data: str,
@@ -100,43 +101,8 @@ def finetune(
 
 @main.command()
 @click.argument("student")
-@click.option(
-    "--teacher", "teachers", required=True, multiple=True, help="Any model, an .onnx file included; repeatable."
-)
+@distill_options
 @data_option
-@click.option(
-    "--method",
-    type=click.Choice(["kd", "ls", "dkd", "dist"]),
-    default="kd",
-    show_default=True,
-    help="kd (Hinton), ls (logit standardization), dkd (decoupled) or dist (correlations).",
-)
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=4.0,
-    show_default=True,
-    help="T, which softens both distributions.",
-)
-@click.option(
-    "--kd-ratio",
-    type=RATIO,
-    default=0.9,
-    show_default=True,
-    help="Share of the teacher's loss; the rest is the labels'. With 1 no labels are needed.",
-)
-@click.option(
-    "--hint",
-    "hints",
-    multiple=True,
-    metavar="METHOD:STUDENT=TEACHER",
-    help="Compare two modules' outputs too, as in fitnet:layer3=layer3; fitnet, at or rkd; repeatable.",
-)
-@click.option(
-    "--teacher-cache",
-    type=PATH,
-    help="Folder that keeps what the teacher says of a sample; with --set augmentations=N it runs N times for each.",
-)
 @init_option
 @train_options
 @output_options
@@ -192,7 +158,6 @@ def distill(
 @main.command()
 @click.argument("model")
 @prune_options
-@click.option("--data", help=f"For the latency allocation, statistics and accuracies: {DATA_HELP}")
 @shape_option
 @output_options
 @seed_option
@@ -245,7 +210,6 @@ def prune(
 @main.command()
 @click.argument("model")
 @export_options
-@click.option("--data", help=f"Tells a fresh model its classes and input: {DATA_HELP}")
 @shape_option
 @output_options
 @common_options
@@ -330,20 +294,7 @@ def quantize(
 
 @main.command()
 @click.argument("candidate")
-@click.option("--reference", required=True, help="What is right: any model.")
-@click.option(
-    "--atol", type=click.FloatRange(0), help="Absolute tolerance; 1e-4 for float32 files unless a limit is given."
-)
-@click.option(
-    "--rtol", type=click.FloatRange(0), help="Relative tolerance; 1e-3 for float32 files unless a limit is given."
-)
-@click.option(
-    "--min-sqnr-db",
-    type=float,
-    help="Least signal-to-noise ratio, dB; 10 for int8 and int4 files, 35 for float16, 20 for bfloat16 unless a limit "
-    "is given.",
-)
-@click.option("--min-agreement", type=click.FloatRange(0, 100), help="Least share of equal top-1 classes, in percent.")
+@verify_options
 @optional_data
 @seed_option
 @runtime_options
@@ -369,49 +320,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 
 @main.command()
 @click.argument("models", nargs=-1, required=True)
-@click.option("--data", help=f"Measure accuracy on its test split too: {DATA_HELP}")
-@sweep_options
-@click.option(
-    "--iterations",
-    type=click.IntRange(1),
-    default=700,
-    show_default=True,
-    help="Least timed runs of each model, fewer where --max-seconds is too short; a p99 needs 662.",
-)
-@click.option(
-    "--max-seconds",
-    type=click.FloatRange(0, min_open=True),
-    default=120.0,
-    show_default=True,
-    help="Time after which a setting's timing stops though its speedups are not sharp.",
-)
-@click.option(
-    "--torch",
-    "torch_modes",
-    default="eager",
-    show_default=True,
-    callback=comma_list(click.Choice(["eager", "compiled"])),
-    help="How models that are torch modules run; both: eager,compiled.",
-)
-@click.option(
-    "--require-placement", type=RATIO, help="Exit 3 when a smaller share of a model's nodes runs on the provider."
-)
-@click.option("--corruptions", is_flag=True, help="Accuracy under noise, blur, brightness, JPEG and shifts too.")
-@click.option("--attack", type=click.Choice(["fgsm"]), help="Accuracy under a small adversarial step too.")
-@click.option(
-    "--attack-source", metavar="MODEL", help="Torch model whose gradients the attack follows; default the first given."
-)
-@click.option(
-    "--scenario",
-    "scenarios",
-    default="",
-    metavar="NAMES",
-    callback=comma_list(click.Choice(["single-stream", "offline", "server"])),
-    help="Service figures through MLPerf LoadGen: some of single-stream,offline,server.",
-)
-@click.option("--slo-ms", type=click.FloatRange(0, min_open=True), help="What the server's p99 must stay within.")
-@click.option("--report", "html", type=PATH, help="Write the report as one HTML file that opens offline.")
-@click.option("--compare", "old", type=PATH, help="Exit 3 when a figure regressed against this report of --json.")
+@bench_options
 @common_options
 def bench(
     models: tuple[str, ...],
@@ -466,15 +375,7 @@ def bench(
 
 @main.command()
 @click.argument("recipe", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Folder of the run; default runs/NAME.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and what is done already.")
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override STAGE.KEY, gate.KEY or a KEY above the stages; repeatable.",
-)
+@run_options
 @common_options
 def run(recipe: Path, output: Path | None, dry_run: bool, overrides: tuple[str, ...], **given: Any) -> None:
     """Run RECIPE.toml, skipping stages that are done; exit 3 when its gate is missed.

@@ -4,7 +4,7 @@ from typing import Any
 
 from click import UsageError
 
-from options import PRUNING_TARGETS
+from command_options import PRUNING_TARGETS
 
 
 def require_pruning_target(given: dict[str, Any], *, sensitivity: bool, data: str | None) -> None:

@@ -117,9 +117,9 @@ def onnx_speedups(provider: str, threads: int) -> Callable[[OnnxModel, Sequence[
 
     def measured(first: OnnxModel, others: Sequence[OnnxModel]) -> list[float]:
         batch_size = first.fixed_batch or 1
-        precision = CLOSE / 2  # files are compared with one another, each of them timed to so much
+        half_width = CLOSE / 2  # files are compared with one another, each of them timed to so much
         timed = measure_against(
-            first, others, provider=provider, threads=threads, batch_size=batch_size, precision=precision
+            first, others, provider=provider, threads=threads, batch_size=batch_size, half_width=half_width
         )
         return [one.speedup for one in timed]
 

@@ -120,7 +120,7 @@ class BenchReport(Report, frozen=True):
     machine: Machine
     versions: dict[str, str]
     noise: Noise
-    precision: float
+    half_width: float
     sharp: bool
     rows: tuple[BenchRow, ...]
 
@@ -192,7 +192,7 @@ def bench(
         machine=this_machine(),
         versions=package_versions(),
         noise=noise(max(round_spread(one.rounds_ms[0]) for one in timings), others[0]),
-        precision=settings[0].precision,
+        half_width=settings[0].half_width,
         sharp=all(one.sharp for one in timings),
         rows=tuple(rows),
     )

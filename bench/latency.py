@@ -59,7 +59,7 @@ class TimingConfig:
         iterations: Least timed runs of each model, as far as `max_seconds` allows.
         rounds: Least rounds to spread them over; every round opens the models anew.
         max_rounds: Rounds after which measuring stops though the speedups are not sharp.
-        precision: Half-width of the speedups' intervals, as a share, at which measuring stops.
+        half_width: Half-width of the speedups' intervals, as a share, at which measuring stops.
         max_seconds: Time after which no further round starts and before which the least iterations should fit.
         seed: Seeds the order of turns.
     """
@@ -67,7 +67,7 @@ class TimingConfig:
     iterations: int = 700
     rounds: int = 20
     max_rounds: int = 80
-    precision: float = 0.01
+    half_width: float = 0.01
     max_seconds: float = 120.0
     seed: int = 0
 
@@ -75,7 +75,7 @@ class TimingConfig:
         require(self.iterations >= 1, f"iterations is {self.iterations}; it must be at least 1")
         require(self.rounds >= 1, f"rounds is {self.rounds}; it must be at least 1")
         require(self.max_rounds >= 1, f"max_rounds is {self.max_rounds}; it must be at least 1")
-        require(self.precision > 0, f"precision is {self.precision}; it must be above 0")
+        require(self.half_width > 0, f"half_width is {self.half_width}; it must be above 0")
         require(self.max_seconds > 0, f"max_seconds is {self.max_seconds}; it must be above 0")
 
 
@@ -129,7 +129,7 @@ class Timings:
     Attributes:
         rounds_ms: rounds_ms[model][round] is an array of times, (turns, runs); a round has as many turns of each model.
         warmup_runs: Of each model, in the first round.
-        sharp: Whether all speedups reached the precision asked for.
+        sharp: Whether all speedups are known to the half-width asked for.
     """
 
     rounds_ms: tuple[tuple[FloatArray, ...], ...]
@@ -154,7 +154,7 @@ def measure(models: Sequence[Open], config: TimingConfig, progress: Progress = n
     warmups = [0] * len(models)
     started = time.monotonic()
     num_rounds, index, sharp = min(config.rounds, config.iterations), 0, False
-    while index < num_rounds or not (sharp := _sharp(rounds, config.precision)):
+    while index < num_rounds or not (sharp := _sharp(rounds, config.half_width)):
         spent = time.monotonic() - started
         if index >= num_rounds and (index >= config.max_rounds or spent > config.max_seconds):
             break
@@ -235,15 +235,15 @@ def measure_against(
     provider: str,
     threads: int,
     batch_size: int,
-    precision: float = 0.015,
+    half_width: float = 0.015,
 ) -> list[Timed]:
-    """Time models in the same rounds as a first, until their ratios are known to the precision or 20 rounds are over.
+    """Time models in the same rounds as a first, until their ratios are known to a half-width or 20 rounds are over.
 
     Raises:
         ToolError: A model cannot run there.
     """
     opens = [open_onnx_run(model, provider, threads, batch_size) for model in (baseline, *candidates)]
-    config = replace(AGAINST, precision=precision, max_seconds=30.0 * len(opens))
+    config = replace(AGAINST, half_width=half_width, max_seconds=30.0 * len(opens))
     first, *others = measure(opens, config).rounds_ms
     return [Timed(_p50_ms(first), _p50_ms(one), speedup(first, one).ratio) for one in others]
 
@@ -325,10 +325,10 @@ def _log_ratios(baseline_ms: Sequence[FloatArray], candidate_ms: Sequence[FloatA
     ]
 
 
-def _sharp(rounds: Sequence[Sequence[FloatArray]], precision: float) -> bool:
-    """Tell whether every speedup to the first model is known to the precision."""
+def _sharp(rounds: Sequence[Sequence[FloatArray]], half_width: float) -> bool:
+    """Tell whether every speedup to the first model is known to the half-width."""
     for candidate in rounds[1:]:
         found = signed_rank_interval(_log_ratios(rounds[0], candidate))
-        if found is None or (found[1] - found[0]) / 2 > precision:
+        if found is None or (found[1] - found[0]) / 2 > half_width:
             return False
     return True

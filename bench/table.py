@@ -74,7 +74,7 @@ def bench_remarks(report: BenchReport) -> list[str]:
     if report.noise.noisy:
         remarks.append(f"noisy machine: {report.noise}")
     if not report.sharp and len({row.name for row in report.rows}) > 1:
-        wide = f"the speedups' intervals are wider than {100 * report.precision:g} %"
+        wide = f"the speedups' intervals are wider than {100 * report.half_width:g} %"
         remarks.append(f"{wide}: measure for longer or on a quieter machine")
     return remarks
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from compress.calibration import Method
 from compress.int8_layouts import Layout, layouts_ruled_out
 from compress.int8_rescue import Sensitivity, hardest_first, rescued
-from compress.int8_trial import FASTER, Form, Measured, Trial, Tried, about_as_fast, scored, timed, usable
+from compress.int8_trial import FASTER, Form, Measured, Trial, TriedForm, about_as_fast, scored, timed, usable
 from core.errors import GateMissedError
 
 KEPT = "kept"
@@ -28,7 +28,7 @@ class Choice:
     path: Path
     speedup: float | None
     drop: float
-    tried: tuple[Tried, ...]
+    tried: tuple[TriedForm, ...]
     hardest_layer: str | None = None
 
 
@@ -45,7 +45,7 @@ def choose(layouts: Sequence[Layout], trial: Trial, methods: Sequence[Method], s
         GateMissedError: None is faster than float32, or none that is keeps its accuracy.
     """
     written: list[Measured] = []
-    tried: list[Tried] = []
+    tried: list[TriedForm] = []
     for index, layout in enumerate(layouts):
         one = usable(Form(layout, methods[0]), trial, f"layout{index}", tried)
         written += [one] if one else []
@@ -58,7 +58,7 @@ def choose(layouts: Sequence[Layout], trial: Trial, methods: Sequence[Method], s
         others, best = rescued(start, trial, methods[1:], sensitivity, tried)
         found += others
     unmeasured = [
-        Tried(form=one.title, speedup=None, drop=None, verdict=f"not tried: {one.reason}")
+        TriedForm(form=one.title, speedup=None, drop=None, verdict=f"not tried: {one.reason}")
         for one in layouts_ruled_out(layouts)
     ]
     told = (*(_told(one, best, trial.max_drop) for one in found), *tried, *unmeasured)
@@ -68,7 +68,7 @@ def choose(layouts: Sequence[Layout], trial: Trial, methods: Sequence[Method], s
 
 
 def _fastest_that_fits(
-    found: Sequence[Measured], trial: Trial, tried: list[Tried]
+    found: Sequence[Measured], trial: Trial, tried: list[TriedForm]
 ) -> tuple[Measured | None, list[Measured]]:
     """Score what is faster than float32, the fastest and what is about as fast first, until one loses little enough.
 
@@ -103,7 +103,7 @@ def _nearest_of_the_fastest(found: Sequence[Measured]) -> Measured | None:
     return min(about_as_fast(whole or told), key=lambda one: one.lost, default=None)
 
 
-def _told(one: Measured, best: Measured | None, max_drop: float) -> Tried:
+def _told(one: Measured, best: Measured | None, max_drop: float) -> TriedForm:
     if one is best:
         verdict = KEPT
     elif one.speedup is not None and not one.is_faster:
@@ -116,10 +116,10 @@ def _told(one: Measured, best: Measured | None, max_drop: float) -> Tried:
         verdict = "about as fast as what was kept, and loses more"
     else:
         verdict = "no faster than what was kept"
-    return Tried(form=one.form.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
+    return TriedForm(form=one.form.title, speedup=one.speedup, drop=one.drop, verdict=verdict)
 
 
-def _why_none(found: Sequence[Measured], tried: Sequence[Tried], max_drop: float, hardest: str | None) -> str:
+def _why_none(found: Sequence[Measured], tried: Sequence[TriedForm], max_drop: float, hardest: str | None) -> str:
     faster = [one for one in found if one.is_faster]
     unusable = [one for one in tried if one.speedup is not None and one.speedup >= FASTER]
     if unusable and not faster:

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 from compress.calibration import Method
 from compress.int8_sensitivity import LayerDamage
-from compress.int8_trial import Form, Measured, Trial, Tried, scored, timed, usable
+from compress.int8_trial import Form, Measured, Trial, TriedForm, scored, timed, usable
 
 Sensitivity = Callable[[Form], Sequence[LayerDamage]]
 """What each layer loses in a form."""
 
 
 def rescued(
-    start: Measured, trial: Trial, methods: Sequence[Method], sensitivity: Sensitivity, tried: list[Tried]
+    start: Measured, trial: Trial, methods: Sequence[Method], sensitivity: Sensitivity, tried: list[TriedForm]
 ) -> tuple[list[Measured], Measured | None]:
     """Return all that was made of a form that loses too much, and what serves: it fits, and is timed to be faster.
 
@@ -48,7 +48,9 @@ def hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
 
 
-def _with_other_ranges(start: Measured, trial: Trial, methods: Sequence[Method], tried: list[Tried]) -> list[Measured]:
+def _with_other_ranges(
+    start: Measured, trial: Trial, methods: Sequence[Method], tried: list[TriedForm]
+) -> list[Measured]:
     layout = start.form.layout
     if layout.form == "dynamic":  # whose ranges are found when it runs
         return []
@@ -57,7 +59,7 @@ def _with_other_ranges(start: Measured, trial: Trial, methods: Sequence[Method],
 
 
 def _with_layers_in_float(
-    nearest: Measured, trial: Trial, order: Sequence[str], tried: list[Tried]
+    nearest: Measured, trial: Trial, order: Sequence[str], tried: list[TriedForm]
 ) -> tuple[list[Measured], Measured | None]:
     """Leave the first so many in float; return what else was made, and what fits with the fewest."""
     others: list[Measured] = []
@@ -82,6 +84,6 @@ def _timed_last(others: list[Measured], serves: Measured, trial: Trial) -> tuple
     return [*others, one], one if one.is_faster else None
 
 
-def _usable_and_scored(form: Form, trial: Trial, name: str, tried: list[Tried]) -> Measured | None:
+def _usable_and_scored(form: Form, trial: Trial, name: str, tried: list[TriedForm]) -> Measured | None:
     one = usable(form, trial, name, tried)
     return one and scored(one, trial, tried)

@@ -49,7 +49,7 @@ class Form:
         return ", ".join(words + [f"{len(self.in_float)} layers in float"] * bool(self.in_float))
 
 
-class Tried(BaseModel, frozen=True):
+class TriedForm(BaseModel, frozen=True):
     """One candidate.
 
     Attributes:
@@ -110,7 +110,7 @@ class Measured:
         return self.speedup is not None and self.speedup >= FASTER
 
 
-def usable(form: Form, trial: Trial, name: str, tried: list[Tried]) -> Measured | None:
+def usable(form: Form, trial: Trial, name: str, tried: list[TriedForm]) -> Measured | None:
     """Write a form to a file of this name and see that it runs; note it as tried where it does not."""
 
     def written() -> Measured:
@@ -124,7 +124,7 @@ def usable(form: Form, trial: Trial, name: str, tried: list[Tried]) -> Measured 
     return _or_noted(form, None, tried, written)
 
 
-def scored(one: Measured, trial: Trial, tried: list[Tried]) -> Measured | None:
+def scored(one: Measured, trial: Trial, tried: list[TriedForm]) -> Measured | None:
     """Score a form; note it as tried where it cannot be used."""
     return _or_noted(one.form, one.speedup, tried, lambda: replace(one, drop=trial.drop_of(open_onnx(one.path))))
 
@@ -141,7 +141,9 @@ def about_as_fast(found: Sequence[Measured]) -> list[Measured]:
     return [one for one in ordered if (one.speedup or 0) * (1 + CLOSE) >= (ordered[0].speedup or 0)]
 
 
-def _or_noted(form: Form, speedup: float | None, tried: list[Tried], make: Callable[[], Measured]) -> Measured | None:
+def _or_noted(
+    form: Form, speedup: float | None, tried: list[TriedForm], make: Callable[[], Measured]
+) -> Measured | None:
     """Make something of a form; where the form is to blame that it cannot be made, note it as tried."""
     try:
         return make()
@@ -152,7 +154,7 @@ def _or_noted(form: Form, speedup: float | None, tried: list[Tried], make: Calla
             raise
         logger.debug("%s cannot be used", form.title, exc_info=True)
         reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
-        tried.append(Tried(form=form.title, speedup=speedup, drop=None, verdict=reason))
+        tried.append(TriedForm(form=form.title, speedup=speedup, drop=None, verdict=reason))
         return None
 
 

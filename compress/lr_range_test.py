@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from compress.finetune import FinetuneConfig
-from compress.speed_trial import choose_speed
+from compress.speed_trial import choose_execution
 from compress.task_losses import task_loss
 from compress.train_config import FULL_BATCH_OPTIMIZERS
 from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
@@ -76,8 +76,8 @@ def lr_range_test(
     def loss(outputs: object, batch: TrainBatch) -> Tensor:
         return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
 
-    speed, _ = choose_speed(model, config, NUM_STEPS)
-    loop = prepare_loop(model, data.split("train"), config, speed, loss)
+    execution, _ = choose_execution(model, config, NUM_STEPS)
+    loop = prepare_loop(model, data.split("train"), config, execution, loss)
     train_mode(loop)
     lrs: list[float] = []
     losses: list[float] = []

@@ -50,4 +50,4 @@ def require_finite_weights(loop: Loop, epoch: int) -> None:
 def _calmer(loop: Loop) -> str:
     """Return what to try where training diverged."""
     advice = f"lower --lr (it is {loop.config.lr}) or raise the warm-up"
-    return f"{advice}, or try --precision float32" if loop.speed.use_bfloat16 else advice
+    return f"{advice}, or try --precision float32" if loop.execution.use_bfloat16 else advice

@@ -18,7 +18,7 @@ from compress.int8_file import multiplies_in_int8
 from compress.int8_layouts import Layout, layouts_worth_trying
 from compress.int8_score import drop_against, num_scored
 from compress.int8_sensitivity import LayerDamage
-from compress.int8_trial import Form, Treatment, Trial, Tried
+from compress.int8_trial import Form, Treatment, Trial, TriedForm
 from compress.quantize_config import Precision, QuantizeConfig, layout_asked
 from compress.quantize_source import SENSITIVITY_SAMPLES, QuantizeSource, quantize_source
 from compress.weight_only import write_int4
@@ -70,7 +70,7 @@ class QuantizeReport(Report, frozen=True):
     treatments: tuple[Treatment, ...]
     left_in_float: tuple[str, ...]
     hardest_layer: str | None
-    tried: tuple[Tried, ...]
+    tried: tuple[TriedForm, ...]
     trained_epochs: int = 0
     size_bytes: tuple[int, int]
     measured_speedup: float | None
@@ -199,7 +199,7 @@ class _Written:
     speedup: float | None = None
     drop: float | None = None
     hardest_layer: str | None = None
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[TriedForm, ...] = ()
 
 
 def _written(

@@ -27,7 +27,7 @@ TIMED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class Execution:
     """How a student is run.
 
     Attributes:
@@ -46,7 +46,7 @@ class Speed:
         return self.precision == "bfloat16"
 
 
-class Tried(BaseModel, frozen=True):
+class TimedExecution(BaseModel, frozen=True):
     """One way that was tried.
 
     Attributes:
@@ -64,7 +64,9 @@ class Tried(BaseModel, frozen=True):
     reason: str | None = None
 
 
-def choose_speed(student: TorchModel, config: TrainConfig, num_steps: int) -> tuple[Speed, tuple[Tried, ...]]:
+def choose_execution(
+    student: TorchModel, config: TrainConfig, num_steps: int
+) -> tuple[Execution, tuple[TimedExecution, ...]]:
     """Choose how to run a student, and return what was tried on the way.
 
     What the config fixes is not tried; where it asks for compiling, precision and layout are chosen without. The rest
@@ -80,13 +82,14 @@ def choose_speed(student: TorchModel, config: TrainConfig, num_steps: int) -> tu
     accelerator = start_accelerator()
     candidates = _candidates(student, config, accelerator.device)
     found = (candidates[0], ()) if len(candidates) == 1 else _measured(student, config, num_steps, candidates)
-    first: tuple[Speed, tuple[Tried, ...]] = broadcast_object_list([found])[0]  # processes must not choose differently
+    # Processes must not choose differently.
+    first: tuple[Execution, tuple[TimedExecution, ...]] = broadcast_object_list([found])[0]
     return first
 
 
 def _measured(
-    student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Speed]
-) -> tuple[Speed, tuple[Tried, ...]]:
+    student: TorchModel, config: TrainConfig, num_steps: int, candidates: list[Execution]
+) -> tuple[Execution, tuple[TimedExecution, ...]]:
     stopwatch = _Stopwatch(student, part_size(config), start_accelerator().device)
     eager = list(dict.fromkeys(replace(one, compile=False) for one in candidates))
     chosen, *others = eager
@@ -104,7 +107,7 @@ def _measured(
     return chosen, tuple(tried.values())
 
 
-def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) -> list[Speed]:
+def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) -> list[Execution]:
     """Return the ways the config leaves open, the plain one first."""
     is_image = student.preprocessing.kind == "image"
     layouts = [config.channels_last] if config.channels_last is not None else [True, False] if is_image else [False]
@@ -117,7 +120,10 @@ def _candidates(student: TorchModel, config: TrainConfig, device: torch.device) 
     if config.compile is None and (has_lengths or num_processes() > 1):
         compiles = [False]  # several processes: their exchange is not in a step that is timed here
     return [
-        Speed(precision, layout, compiled) for compiled in compiles for precision in precisions for layout in layouts
+        Execution(precision, layout, compiled)
+        for compiled in compiles
+        for precision in precisions
+        for layout in layouts
     ]
 
 
@@ -135,26 +141,28 @@ class _Stopwatch:
         self._inputs = tuple(one.to(device) for one in example_inputs(student, batch_size))
         self._device = device
 
-    def time(self, speed: Speed) -> Tried:
-        layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    def time(self, execution: Execution) -> TimedExecution:
+        layout = torch.channels_last if execution.channels_last else torch.contiguous_format
         module = copy.deepcopy(self._student.module).to(self._device).to(memory_format=layout).train()
         inputs = tuple(one.contiguous(memory_format=layout) for one in self._inputs)
-        found: dict[str, Any] = asdict(speed)
+        found: dict[str, Any] = asdict(execution)
         random_state = torch.get_rng_state()
         try:
-            run: Any = torch.compile(module) if speed.compile else module
-            self._step(run, inputs, speed)  # the first compiles, and allocates
-            seconds = min(self._step(run, inputs, speed) for _ in range(TIMED_STEPS))
-            return Tried(**found, step_ms=1000 * seconds)
+            run: Any = torch.compile(module) if execution.compile else module
+            self._step(run, inputs, execution)  # the first compiles, and allocates
+            seconds = min(self._step(run, inputs, execution) for _ in range(TIMED_STEPS))
+            return TimedExecution(**found, step_ms=1000 * seconds)
         except Exception as error:  # whatever a compiler or a kernel fails with, the plain way remains
-            logger.debug("%s failed", _words(speed), exc_info=True)
-            return Tried(**found, step_ms=None, reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+            logger.debug("%s failed", _words(execution), exc_info=True)
+            return TimedExecution(
+                **found, step_ms=None, reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            )
         finally:
             torch.set_rng_state(random_state)
 
-    def _step(self, run: Any, inputs: Tensors, speed: Speed) -> float:
+    def _step(self, run: Any, inputs: Tensors, execution: Execution) -> float:
         started = time.perf_counter()
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=speed.use_bfloat16):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=execution.use_bfloat16):
             logits = logits_in(run(*inputs))
         torch.autograd.backward(logits.float().square().mean())
         if self._device.type != "cpu":
@@ -162,23 +170,23 @@ class _Stopwatch:
         return time.perf_counter() - started
 
 
-def _best(tried: dict[Speed, Tried], plain: Speed) -> Speed:
+def _best(tried: dict[Execution, TimedExecution], plain: Execution) -> Execution:
     """Return the fastest, where it beats the plain way by `LEAST_GAIN`."""
-    worked = {speed: one.step_ms for speed, one in tried.items() if one.step_ms is not None}
+    worked = {execution: one.step_ms for execution, one in tried.items() if one.step_ms is not None}
     if not worked:
         return plain
     fastest = min(worked, key=worked.__getitem__)
     return fastest if plain not in worked or worked[fastest] < (1 - LEAST_GAIN) * worked[plain] else plain
 
 
-def _seconds(tried: Tried, num_steps: int) -> float:
+def _seconds(tried: TimedExecution, num_steps: int) -> float:
     return float("inf") if tried.step_ms is None else num_steps * tried.step_ms / 1000
 
 
-def _words(speed: Speed) -> str:
-    layout = " channels last" if speed.channels_last else ""
-    return f"{speed.precision}{layout}{' compiled' if speed.compile else ''}"
+def _words(execution: Execution) -> str:
+    layout = " channels last" if execution.channels_last else ""
+    return f"{execution.precision}{layout}{' compiled' if execution.compile else ''}"
 
 
-def _figure(tried: Tried) -> str:
+def _figure(tried: TimedExecution) -> str:
     return "failed" if tried.step_ms is None else f"{tried.step_ms:.0f} ms"

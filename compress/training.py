@@ -16,7 +16,7 @@ from compress.accelerator import start_accelerator
 from compress.full_batch import check_full_batch, minimise
 from compress.learning_rate import schedule_of
 from compress.non_finite import require_finite_loss, require_finite_weights
-from compress.speed_trial import Speed, Tried, choose_speed
+from compress.speed_trial import Execution, TimedExecution, choose_execution
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig
 from compress.training_state import TrainingState, load_state, save_state
 from compress.training_step import (
@@ -40,7 +40,7 @@ from core.whole_output import whole_file
 
 logger = logging.getLogger(__name__)
 
-SPEED_NOTE = "speed.json"
+EXECUTION_NOTE = "execution.json"
 CPU_STEPS_UNCHECKED = 1
 GPU_STEPS_UNCHECKED = 50  # looking at a loss waits for the GPU
 
@@ -79,7 +79,7 @@ class TrainReport(Report, frozen=True):
     precision: str
     channels_last: bool
     compile: bool
-    speed_trial: tuple[Tried, ...]
+    speed_trial: tuple[TimedExecution, ...]
     samples_per_second: float
     skipped_samples: int
     metrics: tuple[dict[str, Any], ...]
@@ -119,10 +119,10 @@ def train(
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
     check_full_batch(split, config)
-    speed, tried = _speed(student, split, config, key, workspace)
-    loop = prepare_loop(student, split, config, speed, loss, wrap)
+    execution, tried = _execution(student, split, config, key, workspace)
+    loop = prepare_loop(student, split, config, execution, loss, wrap)
     if workspace and loop.accelerator.is_main_process:
-        _note_speed(speed, tried, key, workspace)
+        _note_execution(execution, tried, key, workspace)
     initial_accuracy = accuracy_on(loop, validation)
     state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator) if workspace else TrainingState()
     if state.next_epoch:
@@ -151,7 +151,7 @@ def train(
         initial_accuracy=initial_accuracy,
         device=str(loop.accelerator.device),
         num_processes=loop.accelerator.num_processes,
-        **asdict(speed),
+        **asdict(execution),
         speed_trial=tried,
         samples_per_second=sum(rates) / len(rates),
         skipped_samples=len(split.skipped) if split.skipped is not None else 0,
@@ -184,20 +184,20 @@ def metrics_lines(metrics: list[dict[str, Any]] | tuple[dict[str, Any], ...]) ->
     return "".join(json.dumps(entry) + "\n" for entry in metrics)
 
 
-def _speed(
+def _execution(
     student: TorchModel, split: Split, config: TrainConfig, key: str, workspace: Path | None
-) -> tuple[Speed, tuple[Tried, ...]]:
+) -> tuple[Execution, tuple[TimedExecution, ...]]:
     """Choose how to run the student; a run that goes on keeps its choice, on which its results depend."""
-    note = workspace / SPEED_NOTE if workspace else None
-    noted = _noted_speed(note) if note is not None and note.exists() else None
+    note = workspace / EXECUTION_NOTE if workspace else None
+    noted = _noted_execution(note) if note is not None and note.exists() else None
     start_accelerator().wait_for_everyone()  # so that every process reads before one writes
     if noted is not None and noted["key"] == key:
-        return Speed(**noted["speed"]), tuple(Tried(**one) for one in noted["tried"])
+        return Execution(**noted["execution"]), tuple(TimedExecution(**one) for one in noted["tried"])
     num_steps = config.epochs * max(len(split) // config.batch_size, 1) * config.accumulation_steps
-    return choose_speed(student, config, num_steps)
+    return choose_execution(student, config, num_steps)
 
 
-def _noted_speed(note: Path) -> dict[str, Any] | None:
+def _noted_execution(note: Path) -> dict[str, Any] | None:
     try:
         noted: dict[str, Any] = json.loads(note.read_text())
     except ValueError:  # the disk has damaged it
@@ -205,9 +205,9 @@ def _noted_speed(note: Path) -> dict[str, Any] | None:
     return noted
 
 
-def _note_speed(speed: Speed, tried: tuple[Tried, ...], key: str, workspace: Path) -> None:
-    chosen = {"key": key, "speed": asdict(speed), "tried": [one.model_dump() for one in tried]}
-    with whole_file(workspace / SPEED_NOTE) as part:
+def _note_execution(execution: Execution, tried: tuple[TimedExecution, ...], key: str, workspace: Path) -> None:
+    chosen = {"key": key, "execution": asdict(execution), "tried": [one.model_dump() for one in tried]}
+    with whole_file(workspace / EXECUTION_NOTE) as part:
         part.write_text(json.dumps(chosen))
 
 

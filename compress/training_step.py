@@ -18,7 +18,7 @@ from compress.layer_settings import frozen_modules, set_dropout, set_stochastic_
 from compress.mixing import Mix, mixing
 from compress.penalties import has_penalty, penalty, weights_of
 from compress.rounding_layers import round_layers
-from compress.speed_trial import Speed
+from compress.speed_trial import Execution
 from compress.sync_batch_norm import synchronised_batch_norm
 from compress.train_config import FULL_BATCH_OPTIMIZERS, TrainConfig, changed, part_size
 from core.batches import loader, raised
@@ -90,7 +90,7 @@ class Loop:
         split: What is trained on.
         generator: Draws the order of samples.
         preprocessing: The student's.
-        speed: Precision and layout.
+        execution: Precision and layout.
         loss: Of a batch.
         config: How to train.
         frozen: Modules that stay in evaluation mode.
@@ -108,7 +108,7 @@ class Loop:
     split: Split
     generator: torch.Generator
     preprocessing: Preprocessing
-    speed: Speed
+    execution: Execution
     loss: BatchLoss
     config: TrainConfig
     frozen: list[nn.Module]
@@ -123,7 +123,7 @@ class Loop:
 
 
 def prepare_loop(
-    student: TorchModel, split: Split, config: TrainConfig, speed: Speed, loss: BatchLoss, wrap: Wrap = as_it_is
+    student: TorchModel, split: Split, config: TrainConfig, execution: Execution, loss: BatchLoss, wrap: Wrap = as_it_is
 ) -> Loop:
     """Copy the student and set up everything that trains it.
 
@@ -136,7 +136,7 @@ def prepare_loop(
         _check_shareable(split, config, accelerator.num_processes)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+    layout = torch.channels_last if execution.channels_last else torch.contiguous_format
     module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=layout)
     if config.dropout is not None:
         set_dropout(module, config.dropout)
@@ -164,13 +164,13 @@ def prepare_loop(
         accelerator=accelerator,
         module=module,
         trainee=trainee,
-        prepared=torch.compile(prepared) if speed.compile else prepared,
+        prepared=torch.compile(prepared) if execution.compile else prepared,
         optimizer=optimizer,
         batches=batches,
         split=split,
         generator=generator,
         preprocessing=student.preprocessing,
-        speed=speed,
+        execution=execution,
         loss=loss,
         config=config,
         frozen=frozen,
@@ -249,7 +249,7 @@ def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
             if loop.mix is not None:
                 images, targets = loop.mix(images, targets)
             samples = (images,)
-        yield TrainBatch(samples, targets, raw.positions, variant, loop.speed.use_bfloat16)
+        yield TrainBatch(samples, targets, raw.positions, variant, loop.execution.use_bfloat16)
 
 
 def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0, number: int = 1) -> Tensor:
@@ -282,9 +282,9 @@ def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0, number: int = 
 
 def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:
     """Run the student on a batch and return its loss."""
-    layout = torch.channels_last if loop.speed.channels_last else torch.contiguous_format
+    layout = torch.channels_last if loop.execution.channels_last else torch.contiguous_format
     inputs = tuple(one.contiguous(memory_format=layout) for one in normalise(batch.samples, loop.preprocessing))
-    with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
+    with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=loop.execution.use_bfloat16):
         outputs = loop.prepared(*inputs)
     return loop.loss(_in_float32(outputs), batch)
 
@@ -305,7 +305,7 @@ def accuracy_on(loop: Loop, split: Split) -> float:
     rank, num_ranks = loop.accelerator.process_index, loop.accelerator.num_processes
     split = split.take(torch.arange(rank, len(split), num_ranks))
     judged = loop.judged.eval()
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.speed.use_bfloat16):
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=loop.execution.use_bfloat16):
         for batch in raised(loader(split, loop.preprocessing, part_size(loop.config)), split):
             inputs = normalise(tuple(one.to(device) for one in batch.samples), loop.preprocessing)
             num_correct += int((logits_in(judged(*inputs)).argmax(1).cpu() == batch.targets).sum())

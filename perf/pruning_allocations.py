@@ -46,7 +46,7 @@ FACTORY = "recipes/cifar_resnet.py"
 ALLOCATIONS = ("latency", "global", "uniform", "isomorphic")
 OURS, RECIPES = "latency", ("global", "uniform")
 SLOWER = 0.02  # than the recipes, within which ours counts as equally fast
-TIMING = TimingConfig(precision=0.005, max_seconds=300)
+TIMING = TimingConfig(half_width=0.005, max_seconds=300)
 TRAINING = {"lr": 0.05, "crop_padding": 4, "flip": True, "method": "kd", "kd_ratio": 0.9, "temperature": 4.0}
 
 

@@ -27,7 +27,7 @@ from results_file import bars_table, markdown_table, measured_here, page, publis
 from torch import Tensor
 
 from compress.distill import DistillConfig, distillation_loss
-from compress.speed_trial import choose_speed
+from compress.speed_trial import choose_execution
 from compress.teacher_cache import TeacherCache
 from compress.teachers import Ask, asking, asking_once
 from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
@@ -74,17 +74,17 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     data = load_data(given.data)
     student = load_torch_model(f"{FACTORY}:resnet20", data)
     teacher = load_torch_model(f"{FACTORY}:resnet56,weights={given.teacher_weights}", data)
-    speed, tried = choose_speed(student, CONFIG, TYPICAL_STEPS)
+    execution, tried = choose_execution(student, CONFIG, TYPICAL_STEPS)
     ask = asking((teacher,), data, student.preprocessing, provider="cpu", threads=0)
     contenders: dict[str, Steps] = {
         PLAIN: plain_loop(student, teacher, data),
-        CACHED: _ours(student, data, speed, _filled(ask, teacher, scratch, data, speed)),
-        "onnxpress, teacher at every step": _ours(student, data, speed, ask),
-        CEILING: _ceiling(student, speed),
+        CACHED: _ours(student, data, execution, _filled(ask, teacher, scratch, data, execution)),
+        "onnxpress, teacher at every step": _ours(student, data, execution, ask),
+        CEILING: _ceiling(student, execution),
     }
     if given.teacher_file:
         file = asking((load_onnx_model(given.teacher_file),), data, student.preprocessing, provider="cpu", threads=0)
-        contenders["onnxpress, teacher as an int8 file at every step"] = _ours(student, data, speed, file)
+        contenders["onnxpress, teacher as an int8 file at every step"] = _ours(student, data, execution, file)
     left_out = []
     for name, make in {"timm": timm_loop, "torchdistill": torchdistill_loop}.items():
         if importlib.util.find_spec(name) is None:
@@ -97,7 +97,7 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "train-throughput",
         f"python perf/train_throughput.py --data DATA --teacher-weights WEIGHTS --teacher-file FILE "
         f"--turns {given.turns} --steps {given.steps}",
-        chosen=asdict(speed),
+        chosen=asdict(execution),
         tried=[one.model_dump() for one in tried],
         left_out=left_out,
         rows=[
@@ -138,11 +138,11 @@ def _interleaved(contenders: dict[str, Steps], turns: int, steps: int) -> dict[s
     return rates
 
 
-def _ours(student: TorchModel, data: Data, speed: Any, ask: Ask) -> Steps:
+def _ours(student: TorchModel, data: Data, execution: Any, ask: Ask) -> Steps:
     def loss(outputs: object, batch: TrainBatch) -> Tensor:
         return distillation_loss(logits_in(outputs), ask(batch).logits, batch.targets, CONFIG)
 
-    loop = prepare_loop(student, data.split("train"), CONFIG, speed, loss)
+    loop = prepare_loop(student, data.split("train"), CONFIG, execution, loss)
     train_mode(loop)
     while True:
         for batch in epoch_batches(loop, 0):
@@ -150,24 +150,24 @@ def _ours(student: TorchModel, data: Data, speed: Any, ask: Ask) -> Steps:
             yield
 
 
-def _filled(ask: Ask, teacher: TorchModel, scratch: Path, data: Data, speed: Any) -> Ask:
+def _filled(ask: Ask, teacher: TorchModel, scratch: Path, data: Data, execution: Any) -> Ask:
     """Return the cached teacher; the cache holds something for every sample, as after the first epoch."""
     split = data.split("train")
     cache = TeacherCache(scratch, {}, num_samples=len(split), num_outputs=len(data.labels), limit_bytes=1 << 30)
     said = torch.randn(len(split), len(data.labels))
-    cache.write(0, torch.arange(len(split)), said, in_bfloat16=speed.use_bfloat16)
+    cache.write(0, torch.arange(len(split)), said, in_bfloat16=execution.use_bfloat16)
     return asking_once(ask, cache, (teacher,))
 
 
-def _ceiling(student: TorchModel, speed: Any) -> Steps:
-    layout = torch.channels_last if speed.channels_last else torch.contiguous_format
+def _ceiling(student: TorchModel, execution: Any) -> Steps:
+    layout = torch.channels_last if execution.channels_last else torch.contiguous_format
     module = frozen_copy(student, "cpu").to(memory_format=layout).requires_grad_(True).train()
-    run: Callable[[Tensor], Tensor] = torch.compile(module) if speed.compile else module
+    run: Callable[[Tensor], Tensor] = torch.compile(module) if execution.compile else module
     inputs = example_inputs(student, BATCH)[0].contiguous(memory_format=layout)
     teacher, targets = torch.randn(BATCH, len(student.labels)), torch.arange(BATCH) % len(student.labels)
     while True:
         module.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=speed.use_bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=execution.use_bfloat16):
             logits = run(inputs)
         torch.autograd.backward(distillation_loss(logits.float(), (teacher,), targets, CONFIG))
         yield

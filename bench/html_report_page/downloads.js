@@ -37,8 +37,8 @@ function identity(row) {
 }
 
 function resultRecords(report) {
-  const { rows, data, split, machine, versions, noise, precision, sharp } = report;
-  const context = { data, split, machine, versions, noise, precision, sharp };
+  const { rows, data, split, machine, versions, noise, half_width, sharp } = report;
+  const context = { data, split, machine, versions, noise, half_width, sharp };
   const records = rows.map((row) => {
     const { percentiles_ms, round_p50_ms, ...latency } = row.latency;
     const quality = row.quality && { ...row.quality, right: null }; // which samples, not a figure

@@ -87,7 +87,7 @@ function showMachine(rows, row) {
       ["Timed runs", number(row.latency.iterations, 0)],
       ["Rounds", number(row.latency.round_p50_ms.length, 0)],
       ["Warm-up runs", number(row.latency.warmup_runs, 0)],
-      ["Precision asked for", `\u00b1${percent(report.precision)}`],
+      ["Half-width asked for", `\u00b1${percent(report.half_width)}`],
       ["Precision reached", report.sharp ? "yes" : "no"],
       ["Rounds off their median", percent(noise.round_spread_ratio, 1)],
       ["CPU taken by others", percent(noise.others_cpu_ratio, 1)],
@@ -104,7 +104,7 @@ function circumstances(row, words) {
 }
 
 function notes() {
-  const { noise, precision, sharp } = report;
+  const { noise, half_width: halfWidth, sharp } = report;
   const found = [];
   if (noise.noisy) {
     found.push(
@@ -113,7 +113,7 @@ function notes() {
     );
   }
   if (!sharp && settings[0].rows.length > 1) {
-    const wide = `The speedups' intervals are wider than ${percent(precision)}`;
+    const wide = `The speedups' intervals are wider than ${percent(halfWidth)}`;
     found.push(`${wide}: measure for longer or on a quieter machine.`);
   }
   return found.map((text) => element("p", text, "note"));

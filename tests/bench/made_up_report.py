@@ -139,7 +139,7 @@ def a_report(last_name: str = "int8", **fields: Any) -> BenchReport:
         },
         "versions": {"onnxpress": "0.1.0", "torch": "2.15.0", "onnx": "1.23.2", "onnxruntime-gpu": "1.31.1"},
         "noise": {"round_spread_ratio": 0.004, "others_cpu_ratio": 0.02, "noisy": False},
-        "precision": 0.01,
+        "half_width": 0.01,
         "sharp": True,
         "rows": rows,
     }

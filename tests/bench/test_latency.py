@@ -80,10 +80,10 @@ def test_every_model_gets_its_iterations_and_is_opened_anew_in_every_round() -> 
 
 
 def test_rounds_are_added_until_the_ratio_is_sharp_or_the_rounds_run_out() -> None:
-    blunt = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=8, rounds=8, max_rounds=9, precision=1e-9))
+    blunt = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=8, rounds=8, max_rounds=9, half_width=1e-9))
     assert len(blunt.rounds_ms[0]) == 9
     assert not blunt.sharp
-    sharp = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=80, rounds=8, max_rounds=20, precision=0.5))
+    sharp = measure([busy(0.1), busy(0.1)], TimingConfig(iterations=80, rounds=8, max_rounds=20, half_width=0.5))
     assert len(sharp.rounds_ms[0]) == 8
     assert sharp.sharp
 
@@ -137,7 +137,7 @@ def test_a_speedup_is_a_ratio_of_medians(exported: OnnxModel) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"iterations": 0}, {"rounds": 0}, {"max_rounds": 0}, {"precision": 0.0}, {"max_seconds": 0.0}]
+    "values", [{"iterations": 0}, {"rounds": 0}, {"max_rounds": 0}, {"half_width": 0.0}, {"max_seconds": 0.0}]
 )
 def test_values_out_of_range_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):

@@ -20,7 +20,7 @@ from compress.int8_layouts import fast_layout
 from compress.int8_rounding import rounded_weight as rounded_as_in_a_file
 from compress.quantize_config import QuantizeConfig
 from compress.rounding_layers import fake_quantized_input, fake_quantized_weight, round_layers
-from compress.speed_trial import Speed
+from compress.speed_trial import Execution
 from compress.training_step import prepare_loop
 from core.data import Data
 from core.errors import GateMissedError, InvalidValueError
@@ -79,8 +79,8 @@ def test_training_rounds_to_as_many_bits_as_asked(
     trained: TorchModel, few_digits: Data, reduce_range: bool, highest: int
 ) -> None:
     config = FinetuneConfig(quantization_aware=True, reduce_range=reduce_range)
-    speed = Speed(precision="float32", channels_last=False, compile=False)
-    loop = prepare_loop(trained, few_digits.split("train"), config, speed, lambda *_: torch.zeros(()))
+    execution = Execution(precision="float32", channels_last=False, compile=False)
+    loop = prepare_loop(trained, few_digits.split("train"), config, execution, lambda *_: torch.zeros(()))
     layers = [layer for layer in loop.module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     assert len(layers) > 3
     for layer in layers:

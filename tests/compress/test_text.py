@@ -14,7 +14,7 @@ from compress.calibration import masking_nodes, observe, ranges_of
 from compress.distill import DistillConfig, distill
 from compress.finetune import FinetuneConfig, finetune
 from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
-from compress.speed_trial import choose_speed
+from compress.speed_trial import choose_execution
 from compress.teachers import asking
 from compress.train_config import TrainConfig
 from compress.training_step import TrainBatch
@@ -56,8 +56,8 @@ def test_a_text_model_learns(fresh: TorchModel, taught: TorchModel, texts: Data)
 
 
 def test_a_text_model_is_not_compiled_unasked(fresh: TorchModel) -> None:
-    speed, tried = choose_speed(fresh, TrainConfig(), 10**9)
-    assert not any(one.compile for one in (speed, *tried))
+    execution, tried = choose_execution(fresh, TrainConfig(), 10**9)
+    assert not any(one.compile for one in (execution, *tried))
 
 
 def test_padding_does_not_change_an_answer(taught: TorchModel, texts: Data) -> None:

@@ -140,9 +140,9 @@ def test_a_run_that_goes_on_keeps_its_choice_of_speed(
     config, workspace = FinetuneConfig(epochs=2, batch_size=64), tmp_path / "out.partial"
     with pytest.raises(StopHereError):
         finetune(untrained, few_digits, config, workspace=workspace, progress=stop_in_epoch(2))
-    noted = json.loads((workspace / "speed.json").read_text())
-    noted["speed"]["channels_last"] = False  # as if the trial had found so
-    (workspace / "speed.json").write_text(json.dumps(noted))
+    noted = json.loads((workspace / "execution.json").read_text())
+    noted["execution"]["channels_last"] = False  # as if the trial had found so
+    (workspace / "execution.json").write_text(json.dumps(noted))
     assert not finetune(untrained, few_digits, config, workspace=workspace).report.channels_last
     assert finetune(untrained, few_digits, dataclasses.replace(config, lr=0.01)).report.channels_last
 
@@ -150,6 +150,6 @@ def test_a_run_that_goes_on_keeps_its_choice_of_speed(
 def test_a_damaged_note_of_the_speed_is_written_anew(untrained: TorchModel, few_digits: Data, tmp_path: Path) -> None:
     workspace = tmp_path / "out.partial"
     workspace.mkdir()
-    (workspace / "speed.json").write_text("")
+    (workspace / "execution.json").write_text("")
     finetune(untrained, few_digits, FinetuneConfig(epochs=1, batch_size=64), workspace=workspace)
-    assert json.loads((workspace / "speed.json").read_text())["speed"]["precision"] == "float32"
+    assert json.loads((workspace / "execution.json").read_text())["execution"]["precision"] == "float32"
