@@ -15,7 +15,7 @@ from bench.process_cost import ProcessCost, process_cost
 from bench.profile import NodeTime, profile
 from bench.quality import Quality, QualityChange, quality, quality_change
 from bench.runnable import Open, open_onnx_run, open_torch_run
-from core.compatibility import check_reads
+from core.compatibility import check_reads, preprocessing_of
 from core.data import Data
 from core.errors import require
 from core.history import Step
@@ -167,6 +167,7 @@ def bench(
         data.split(settings[0].split)
         for model in models:
             check_reads(model, data)
+            preprocessing_of(model, data)
     length = settings[0].sequence_length
     models = [with_sequence_length(model, length) for model in models] if length is not None else models
     entries = _entries(models, settings[0].torch_modes)

@@ -59,7 +59,11 @@ def preprocessing_of(model: Model, data: Data) -> Preprocessing:
         return model.preprocessing
     if data.kind == "values":
         return Preprocessing()
-    advice = "use data with float samples, already preprocessed" if data.kind == "image" else "export the model again"
+    advice = {
+        "image": "say so behind its name, as in ',mean=0.485:0.456:0.406,std=0.229:0.224:0.225', or use data with "
+        "float samples, already preprocessed",
+        "text": "export the model again",
+    }[data.kind]
     raise ToolError(
         f"{model.name} does not say how {SAMPLES[data.kind]} become its input (it was not exported by onnxpress); "
         f"{advice}"

@@ -45,9 +45,9 @@ class _Brought:
 def load_hf(reference: Reference, data: Data | None, seed: int) -> TorchModel:
     """Load a sequence classifier with its tokenizer.
 
-    The head has as many classes as the data, or as ``num_classes`` says; where that is not what the weights were
-    trained with, or they have no head, it starts from random weights. ``pretrained=false`` starts all from random
-    weights. ``max_length``, 128 tokens by default, is the model's: see `core.tokenizing`.
+    The head has as many classes as the data, or as ``num_classes`` says; where the weights have none, or
+    ``num_classes`` asks for another than theirs, it starts from random weights. ``pretrained=false`` starts all from
+    random weights. ``max_length``, 128 tokens by default, is the model's: see `core.tokenizing`.
 
     Args:
         reference: ``hf:FOLDER`` or ``hf:NAME`` of the Hugging Face hub.
@@ -55,8 +55,9 @@ def load_hf(reference: Reference, data: Data | None, seed: int) -> TorchModel:
         seed: Seeds weights that start random.
 
     Raises:
-        ToolError: transformers is not installed, there is no such model or it is damaged, it has pickled weights only,
-            runs code of its own, or takes inputs that a tokenizer does not make.
+        ToolError: The weights' head is of other classes and ``num_classes`` is not given; transformers is not
+            installed, there is no such model or it is damaged, it has pickled weights only, runs code of its own, or
+            takes inputs that a tokenizer does not make.
     """
     check_arguments(reference, ARGUMENTS)
     _check_name(reference)
@@ -174,6 +175,12 @@ def _module(reference: Reference, config: Any) -> nn.Module:
         ),
         reference.text,
     )
+    trained = [name for name, *_ in loaded["mismatched_keys"]]
+    if trained and "num_classes" not in reference.arguments:
+        raise ToolError(
+            f"{reference.text} was trained on other classes than the {config.num_labels} asked for; to drop what it "
+            f"learned of them and start its {trained[0]} from random weights, add num_classes={config.num_labels}"
+        )
     fresh = sorted({*loaded["missing_keys"], *(name for name, *_ in loaded["mismatched_keys"])})
     if fresh:
         some = ", ".join(fresh[:LISTED]) + (f" and {len(fresh) - LISTED} more" if len(fresh) > LISTED else "")

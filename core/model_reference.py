@@ -21,6 +21,7 @@ from core.model_source import build_module, fresh_source
 from core.onnx_model import OnnxModel, open_onnx
 from core.preprocessing import Preprocessing
 from core.references import Argument, Reference, check_arguments, existing_sha256, missing_path, parse_reference
+from core.stated_input import with_stated_input
 from core.torch_model import TorchModel, run_once
 
 PREFIXES = ("timm", "torchvision", "hf")
@@ -52,9 +53,9 @@ def load_model(text: str, data: Data | None = None, input_shape: InputShape | No
     if reference.kind != "path":
         return _fresh(reference, data, input_shape, seed)
     path = Path(reference.name)
-    check_arguments(reference, ())
     if path.suffix == ".onnx":
-        return open_onnx(path)
+        return with_stated_input(open_onnx(path), reference)
+    check_arguments(reference, ())
     if path.is_dir():
         return load_checkpoint(path)
     if not path.exists():
@@ -94,7 +95,7 @@ def load_onnx_model(text: str) -> OnnxModel:
         raise missing_path(path)
     if reference.kind != "path" or path.suffix != ".onnx":
         raise ToolError(f"{text} is not an .onnx file; export it first: onnxpress export {text} -o MODEL.onnx")
-    return open_onnx(path)
+    return with_stated_input(open_onnx(path), reference)
 
 
 def reference_digest(text: str) -> str:
@@ -201,48 +202,72 @@ def _input_of(
     input_shape: tuple[int, ...] | None,
 ) -> tuple[tuple[int, ...], Preprocessing]:
     """Find the input shape and preprocessing of a fresh architecture."""
-    declared = _declared(module, reference)
-    data_shape = data.sample_shape if data is not None else None
     if data is not None and data.kind == "text":
         raise ToolError(f"{reference.text} brings no tokenizer, and {data.reference} holds texts; take an hf: model")
-    shape = input_shape or (declared and tuple(declared["input_size"])) or data_shape
-    if shape is None:
-        if data is not None:
-            raise ToolError(
-                f"the images of {data.reference} differ in size and {reference.text} does not say what "
-                "it takes; add ',image_size=PIXELS' to the data to resize them"
-            )
-        raise ToolError(f"{reference.text} does not say what input it takes; give --data or --input-shape C,H,W")
-    if data is not None and data.kind != "image":
-        return shape, Preprocessing()
-    if len(shape) != 3:
+    declared = _declared(module, reference)
+    shape = input_shape or (declared and tuple(declared["input_size"])) or _shape_of(data, reference)
+    if (data is not None and data.kind != "image") or len(shape) != 3:
         return shape, Preprocessing()
     if "in_chans" in arguments and input_shape is None:
         shape = (int(arguments["in_chans"]), *shape[1:])
     preprocessing = Preprocessing(image_size=(shape[1], shape[2]), channels=shape[0], scale=1 / 255)
     if declared and len(declared["mean"]) == shape[0]:
-        update = {
-            "mean": tuple(declared["mean"]),
-            "std": tuple(declared["std"]),
-            "interpolation": declared["interpolation"],
-            "crop_ratio": 1.0 if input_shape or _fits(data, shape) else declared["crop_pct"],
-        }
-        return shape, preprocessing.model_copy(update=update)
-    if data is not None and data.train is not None:
-        if "weights" in reference.arguments:
-            logger.warning(
-                "%s does not declare its normalisation, so it is measured on %s; if its weights were trained with "
-                "another, set module.pretrained_cfg in the factory",
-                reference.text,
-                data.reference,
-            )
-        mean, std = _statistics(data, preprocessing)
-        return shape, preprocessing.model_copy(update={"mean": mean, "std": std})
-    return shape, preprocessing
+        return shape, _as_declared(preprocessing, declared, reference, data, is_shape_given=bool(input_shape))
+    if data is None or data.train is None:
+        return shape, preprocessing
+    if "weights" in reference.arguments:
+        logger.warning(
+            "%s does not declare its normalisation, so it is measured on %s; if its weights were trained with "
+            "another, set module.pretrained_cfg in the factory",
+            reference.text,
+            data.reference,
+        )
+    mean, std = _statistics(data, preprocessing)
+    return shape, preprocessing.model_copy(update={"mean": mean, "std": std})
 
 
-def _fits(data: Data | None, shape: tuple[int, ...]) -> bool:
-    return data is not None and data.sample_shape is not None and data.sample_shape[1:] == shape[1:]
+def _shape_of(data: Data | None, reference: Reference) -> tuple[int, ...]:
+    """Return the shape of the data's samples, for an architecture that declares none."""
+    if data is None:
+        raise ToolError(f"{reference.text} does not say what input it takes; give --data or --input-shape C,H,W")
+    if data.sample_shape is None:
+        raise ToolError(
+            f"the images of {data.reference} differ in size and {reference.text} does not say what "
+            "it takes; add ',image_size=PIXELS' to the data to resize them"
+        )
+    return data.sample_shape
+
+
+def _as_declared(
+    preprocessing: Preprocessing,
+    declared: dict[str, Any],
+    reference: Reference,
+    data: Data | None,
+    *,
+    is_shape_given: bool,
+) -> Preprocessing:
+    """Add what the architecture declares; images that are of its size already are not cropped."""
+    if data is not None and ",image_size=" in data.reference:
+        logger.warning(
+            "%s declares how images become its input (size %s, crop ratio %s), and image_size of %s resizes them "
+            "before; leave it out unless the weights were trained so",
+            reference.text,
+            declared["input_size"][-1],
+            declared["crop_pct"],
+            data.reference,
+        )
+    is_whole = is_shape_given or _fits(data, preprocessing)
+    update = {
+        "mean": tuple(declared["mean"]),
+        "std": tuple(declared["std"]),
+        "interpolation": declared["interpolation"],
+        "crop_ratio": 1.0 if is_whole else declared["crop_pct"],
+    }
+    return preprocessing.model_copy(update=update)
+
+
+def _fits(data: Data | None, preprocessing: Preprocessing) -> bool:
+    return data is not None and data.sample_shape is not None and data.sample_shape[1:] == preprocessing.image_size
 
 
 def _declared(module: nn.Module, reference: Reference) -> dict[str, Any] | None:

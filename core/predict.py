@@ -118,13 +118,19 @@ def predict(
     with _one_torch_thread() if isinstance(model, OnnxModel) else nullcontext():
         for inputs, classes in batches(data.split(split), preprocessing, batch_size, limit=limit):
             logits.append(run(tuple(one.to(device) for one in inputs)).cpu().numpy())
+            _check_classes(logits[-1], model, data)
             targets.append(classes.numpy())
-    found = np.concatenate(logits)
-    if found.ndim != 2 or (data.labels and found.shape[1] != len(data.labels)):
+    return np.concatenate(logits), np.concatenate(targets)
+
+
+def _check_classes(logits: FloatArray, model: Model, data: Data) -> None:
+    """Check what one batch returned: one number a class."""
+    if logits.ndim != 2 or (data.labels and logits.shape[1] != len(data.labels)):
+        holds = f"{data.reference} has {len(data.labels)} classes" if data.labels else "accuracy is of classes"
         raise ToolError(
-            f"{model.name} returns outputs of shape {found.shape[1:]}, {data.reference} has {len(data.labels)} classes"
+            f"{model.name} returns outputs of shape {logits.shape[1:]} for a sample; {holds}, and a classifier returns "
+            "one number for each"
         )
-    return found, np.concatenate(targets)
 
 
 @contextmanager

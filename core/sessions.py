@@ -165,7 +165,8 @@ def _made_up(spec: TensorSpec, declared: InputSpec | None, batch_size: int, rand
         return random.integers(0, 256, shape, dtype=np.uint8)
     if declared is None or declared.dtype != spec.dtype:
         raise ToolError(
-            f"input {spec.name!r} is {spec.dtype}: made-up values serve float32 and uint8 only; give --data"
+            f"input {spec.name!r} is {spec.dtype}, and nothing in the file says what values it takes: made-up ones "
+            "serve float32 and uint8 only; onnxpress export notes what its files take"
         )
     return random.integers(declared.below, size=shape)
 
@@ -176,7 +177,10 @@ def _fixed_shape(
     usual = (batch_size, *lengths) if lengths is not None else (batch_size, *shape[1:])
     sizes = [usual[axis] if isinstance(size, str) else size for axis, size in enumerate(shape)]
     if any(isinstance(size, str) for size in sizes):
-        raise ToolError(f"input {name!r} has dynamic axes beyond the batch: {shape}; give --data")
+        raise ToolError(
+            f"input {name!r} has dynamic axes beyond the batch, {shape}, and nothing in the file says how long to make "
+            "them up; of images, say so behind its name: ',image_size=PIXELS'"
+        )
     fixed = tuple(int(size) for size in sizes)
     if fixed and fixed[0] != batch_size:
         raise ToolError(f"input {name!r} has its batch fixed at {fixed[0]}; batch size {batch_size} cannot run")

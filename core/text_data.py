@@ -214,7 +214,7 @@ def _places(fields: Sequence[str], path: Path, columns: dict[str, str]) -> tuple
                 found[role] = names.index(name)
     if len(found) == 2:
         return found["text"], found["label"]
-    if columns:
+    if columns or found:  # or its header would be taken for a sample
         missing = next(role for role in known if role not in found)
         raise ToolError(
             f"{path}, line 1: no column is called {' or '.join(map(repr, known[missing]))}, there are "

@@ -74,7 +74,9 @@ def test_weights_are_those_of_the_folder(bert: Path) -> None:
 
 def test_the_head_follows_the_data_and_the_seed(bert: Path, texts: Data, caplog: pytest.LogCaptureFixture) -> None:
     three = replace(texts, labels=("0", "1", "2"))
-    first, same, other = (load_torch_model(f"hf:{bert}", three, seed=seed) for seed in (1, 1, 2))
+    with pytest.raises(ToolError, match=r"was trained on other classes than the 3 asked for; .* add num_classes=3"):
+        load_torch_model(f"hf:{bert}", three)
+    first, same, other = (load_torch_model(f"hf:{bert},num_classes=3", three, seed=seed) for seed in (1, 1, 2))
     assert first.labels == ("0", "1", "2")
     assert "has no weights for classifier.bias, classifier.weight; they start random" in caplog.text
     assert torch_digest(first) == torch_digest(same) != torch_digest(other)

@@ -62,7 +62,9 @@ def test_a_limit_bounds_the_samples(linear_onnx: MakeOnnx, floats: Data) -> None
 
 
 def test_a_model_of_other_classes_is_told(linear_onnx: MakeOnnx, floats: Data) -> None:
-    with pytest.raises(ToolError, match=r"linear\.onnx returns outputs of shape \(4,\), .*floats\.npz has 3 classes"):
+    with pytest.raises(
+        ToolError, match=r"linear\.onnx returns outputs of shape \(4,\) .*floats\.npz has 3 classes, and a classifier"
+    ):
         predict(open_onnx(linear_onnx(num_classes=4)), floats, "test")
 
 

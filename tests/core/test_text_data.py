@@ -78,7 +78,7 @@ def test_a_validation_file_that_is_named_stays_that(write: Write) -> None:
 
 
 def test_numbers_are_ordered_as_numbers(write: Write) -> None:
-    path = write("a.tsv", "".join(f"text\t{label}\n" * 3 for label in (10, 9, 2)))
+    path = write("a.tsv", "".join(f"said\t{label}\n" * 3 for label in (10, 9, 2)))
     assert load_data(str(path)).labels == ("2", "9", "10")
 
 
@@ -161,6 +161,8 @@ def test_wrong_arguments_are_named(
 def test_a_header_that_names_one_column_only_needs_the_other(write: Write) -> None:
     with pytest.raises(ToolError, match=r"no column is called 'label' or 'class' .*; name it with ',label=COLUMN'"):
         load_data(str(write("a.csv", "said,stars\nx,1\n")) + ",text=said")
+    with pytest.raises(ToolError, match=r"line 1: no column is called 'label' or .*, there are 'text', 'stars'"):
+        load_data(str(write("a.csv", "text,stars\nx,1\n")))
 
 
 def test_bad_samples_cannot_be_skipped(write: Write) -> None:
