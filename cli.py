@@ -127,7 +127,8 @@ def distill(
     onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos/ --epochs 20 -o runs/student
     """
     with session(given) as (options, progress):
-        from compress.distill import DistillConfig, distill
+        from compress.distill import distill
+        from compress.distill_config import DistillConfig
         from compress.trackers import tracking
         from compress.training_state import partial_folder
         from core.checkpoint import refuse_checkpoint
@@ -269,7 +270,7 @@ def quantize(
         given["precision"], sensitivity=sensitivity, qat=qat, epochs=epochs, lr=lr, seed=seed
     )
     with session(given) as (options, progress):
-        from compress.distill import DistillConfig
+        from compress.distill_config import DistillConfig
         from compress.quantize_config import QuantizeConfig
         from core.data_reference import load_data
         from core.external_data import refuse_overwrite_onnx

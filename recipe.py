@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.compare import BenchConfig
 from bench.gate import Gate
-from compress.distill import DistillConfig
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig
 from compress.prune import PruneConfig
 from compress.quantize_config import QuantizeConfig

@@ -14,7 +14,8 @@ from typing import TypeVar
 from bench.compare import bench
 from bench.latency import measure_against
 from bench.layer_latency import layer_latencies
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig, finetune
 from compress.init_from import init_from
 from compress.int8_layouts import fast_layout, require_int8_kernels
@@ -26,6 +27,7 @@ from compress.pruning_sensitivity import SensitivityReport, pruning_sensitivity,
 from compress.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
 from compress.quantize_config import QuantizeConfig, layout_asked
 from compress.ranking import RankingConfig
+from compress.teachers import cache_description
 from compress.training import TrainReport, metrics_lines
 from compress.training_state import discard_state, partial_folder
 from core.checkpoint import save_checkpoint
@@ -34,7 +36,7 @@ from core.errors import GateMissedError, ToolError
 from core.history import digest_of, step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
-from core.model import Model, model_digest
+from core.model import Model
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
@@ -290,20 +292,20 @@ def _run_training(current: RunFolder, stage: Stage) -> tuple[Model, Report]:
             current.data,
             stage.config,
             workspace=workspace,
-            teacher_cache=_teacher_cache(current, stage, teachers),
+            teacher_cache=_teacher_cache(current, stage, start, teachers),
             progress=current.progress,
         )
     save_trained(result.model, result.report, output)
     return result.model, result.report
 
 
-def _teacher_cache(current: RunFolder, stage: Stage, teachers: Sequence[Model]) -> Path | None:
-    """Return the folder of what these teachers say of this data: others have one of their own beside it."""
+def _teacher_cache(current: RunFolder, stage: Stage, student: TorchModel, teachers: Sequence[Model]) -> Path | None:
+    """Return the folder of what these teachers say of this data, so augmented: other logits lie beside it."""
     named = stage.references.get("teacher_cache")
     if named is None:
         return None
-    said_by = [model_digest(one) for one in teachers]
-    return current.output / str(named) / digest_of([said_by, current.data.fingerprint, stage.config.seed])[:12]
+    description = cache_description(student, teachers, current.data, stage.config)
+    return current.output / str(named) / digest_of(description)[:12]
 
 
 def _take_weights(current: RunFolder, stage: Stage) -> tuple[TorchModel, WeightsReport]:

@@ -1,22 +1,20 @@
 """Train a student on what teachers say, and on the labels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
+from compress.distill_config import DistillConfig
 from compress.hints import Features, Hint, Tapped, hints_loss, make_adapters, parse_hint
 from compress.logit_losses import dist_loss, dkd_loss, kd_loss, ls_loss
 from compress.task_losses import task_loss
-from compress.teacher_cache import TeacherCache
-from compress.teachers import Ask, asking, asking_once
-from compress.train_config import TrainConfig
+from compress.teachers import RunTeachers, cached_teacher_runner, open_teacher_cache, teacher_runner
 from compress.training import OnEpoch, TrainReport, train
-from compress.training_step import IMAGE_AUGMENTATIONS, BatchLoss, TrainBatch, Wrap, as_it_is, check_augmentable
+from compress.training_step import BatchLoss, TrainBatch, Wrap, as_it_is, check_augmentable
 from core.compatibility import check_reads, check_same_task
 from core.data import Data
 from core.errors import ToolError, require
@@ -27,57 +25,8 @@ from core.outputs import logits_in
 from core.predict import accuracy, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
-from core.sessions import FloatArray
+from core.sessions import Array, FloatArray
 from core.torch_model import TorchModel, example_inputs, with_activation
-
-Method = Literal["kd", "ls", "dkd", "dist"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistillConfig(TrainConfig):
-    """How to distil.
-
-    Attributes:
-        method: What a teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
-            ``ls`` (that of standardized logits), ``dkd`` (target and other classes apart) or ``dist`` (correlations).
-        temperature: T, which softens both distributions; above 0.
-        dkd_beta: Weight of dkd's divergence among the other classes against that of the target; the paper's lie between
-            0.1 and 10, the larger the more confident the teacher.
-        kd_ratio: Share of the teachers' loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method. With 1, no
-            labels are needed.
-        hints: Pairs of layers whose features are compared too, as in `compress.hints`; the first teacher gives them.
-        teacher_weights: Relative weights of several teachers' losses; empty weighs them alike.
-        teacher_cache_gb: What the folder of a teacher cache may grow to, in 10^9 bytes.
-        provider: Where a teacher given as an .onnx file runs.
-        threads: Threads of such a teacher; 0 takes the cores this process may use.
-    """
-
-    method: Method = "kd"
-    temperature: float = 4.0
-    dkd_beta: float = 8.0
-    kd_ratio: float = 0.9
-    hints: tuple[str, ...] = ()
-    teacher_weights: tuple[float, ...] = ()
-    teacher_cache_gb: float = 4.0
-    provider: str = "cpu"
-    threads: int = 0
-
-    def __post_init__(self) -> None:
-        super(DistillConfig, self).__post_init__()
-        require(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0")
-        require(self.dkd_beta > 0, f"dkd_beta is {self.dkd_beta}; it must be above 0")
-        require(0 <= self.kd_ratio <= 1, f"kd_ratio is {self.kd_ratio}; it must be in [0, 1]")
-        require(self.teacher_cache_gb > 0, f"teacher_cache_gb is {self.teacher_cache_gb}; it must be above 0")
-        require(
-            all(weight > 0 for weight in self.teacher_weights),
-            f"teacher_weights are {self.teacher_weights}; each must be above 0",
-        )
-        require(
-            self.method != "dkd" or not (self.mixup or self.cutmix),
-            "method dkd needs one class a sample; mixup and cutmix give two",
-        )
-        for hint in self.hints:
-            parse_hint(hint)
 
 
 def distillation_loss(
@@ -97,7 +46,10 @@ def distillation_loss(
     weights = config.teacher_weights or (1.0,) * len(teachers)
     taught = torch.zeros((), device=student.device)
     if config.kd_ratio > 0:
-        terms = [weight * _taught(student, one, targets, config) for weight, one in zip(weights, teachers, strict=True)]
+        terms = [
+            weight * _teacher_loss(student, logits, targets, config)
+            for weight, logits in zip(weights, teachers, strict=True)
+        ]
         taught = torch.stack(terms).sum() / sum(weights)
     if config.kd_ratio == 1:
         return taught
@@ -119,8 +71,8 @@ def distill(
     """Train a student on its teachers' logits and the labels; keep its best epoch by validation accuracy.
 
     Teachers see the same augmented samples as the student, each normalised as that model wants it; the same texts, each
-    in the tokens of its own tokenizer, unless features are compared place by place. Where the data has
-    no labels, the best epoch is the one whose student agrees most with the first teacher.
+    in the tokens of its own tokenizer. Where the data has no labels, the best epoch is the one whose student agrees
+    most with the first teacher.
 
     Args:
         student: What to train; left untouched.
@@ -142,9 +94,10 @@ def distill(
     parent = model_digest(student)
     if config.activation is not None:
         student = with_activation(student, config.activation)
-    taught_by = tuple(model_digest(teacher) for teacher in teachers)
+    teacher_digests = tuple(model_digest(teacher) for teacher in teachers)
     hints = [parse_hint(hint) for hint in config.hints]
-    ask = asking(
+    wrap = _hinted(student, teachers[0], hints)
+    run_teachers = teacher_runner(
         teachers,
         data,
         student.preprocessing,
@@ -153,31 +106,25 @@ def distill(
         feature_paths=[hint.teacher_path for hint in hints],
     )
     if teacher_cache is not None:
-        ask = asking_once(ask, _open_cache(teacher_cache, student, taught_by, data, config), teachers)
-    device = str(start_accelerator().device)
-    said = [
-        predict(one, data, "validation", device=device, provider=config.provider, threads=config.threads)
-        for one in teachers
-    ]
-    if data.split("validation").is_labelled:
-        judging, targets = data, said[0][1]
-    else:
-        judging, targets = _labelled_by(teachers[0], said[0][0], data), said[0][0].argmax(1)
-    key = digest_of(["distill", asdict(config), parent, taught_by, data.fingerprint])
+        cache = open_teacher_cache(teacher_cache, student, teachers, data, config)
+        run_teachers = cached_teacher_runner(run_teachers, cache, teachers)
+    predictions = [_predicted(teacher, data, config) for teacher in teachers]
+    judged_on, targets = _with_targets(data, teachers[0], *predictions[0])
     module, report = train(
         student,
-        judging,
+        judged_on,
         config,
-        _loss(ask, hints, config),
+        _loss(run_teachers, hints, config),
         stage="distill",
-        key=key,
+        key=digest_of(["distill", asdict(config), parent, teacher_digests, data.fingerprint]),
         workspace=workspace,
         progress=progress,
         on_epoch=on_epoch,
-        wrap=_hinted(student, teachers[0], hints),
+        wrap=wrap,
     )
-    done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=taught_by)
-    report = report.model_copy(update={"teacher_accuracies": tuple(accuracy(logits, targets) for logits, _ in said)})
+    done = step("distill", asdict(config), parent=parent, data=data.fingerprint, teachers=teacher_digests)
+    accuracies = tuple(accuracy(logits, targets) for logits, _ in predictions)
+    report = report.model_copy(update={"teacher_accuracies": accuracies})
     return Result(replace(student, module=module, history=(*student.history, done)), report)
 
 
@@ -211,22 +158,21 @@ def _hinted(student: TorchModel, teacher: Model, hints: Sequence[Hint]) -> Wrap:
     return wrap
 
 
-def _loss(ask: Ask, hints: Sequence[Hint], config: DistillConfig) -> BatchLoss:
+def _loss(run_teachers: RunTeachers, hints: Sequence[Hint], config: DistillConfig) -> BatchLoss:
     def of_logits(outputs: object, batch: TrainBatch) -> Tensor:
-        answer = ask(batch)
-        return distillation_loss(logits_in(outputs), answer.logits, batch.targets, config)
+        return distillation_loss(logits_in(outputs), run_teachers(batch).logits, batch.targets, config)
 
     def of_features(outputs: tuple[Tensor, Features], batch: TrainBatch) -> Tensor:
-        answer = ask(batch)
+        theirs = run_teachers(batch)
         logits, features = outputs
-        return distillation_loss(logits, answer.logits, batch.targets, config) + hints_loss(
-            hints, features, answer.features
+        return distillation_loss(logits, theirs.logits, batch.targets, config) + hints_loss(
+            hints, features, theirs.features
         )
 
     return of_features if hints else of_logits
 
 
-def _taught(student: Tensor, teacher: Tensor, targets: Tensor, config: DistillConfig) -> Tensor:
+def _teacher_loss(student: Tensor, teacher: Tensor, targets: Tensor, config: DistillConfig) -> Tensor:
     match config.method:
         case "kd":
             return kd_loss(student, teacher, config.temperature)
@@ -248,6 +194,7 @@ def _check(student: TorchModel, teachers: Sequence[Model], data: Data, config: D
                 f"the teacher {teacher.name} has its batch fixed at {teacher.fixed_batch}, and training makes "
                 "batches of any size; export it with a dynamic batch"
             )
+    _check_hints_on_texts(student, teachers[0], config)
     weights = config.teacher_weights
     require(
         not weights or len(weights) == len(teachers),
@@ -259,45 +206,37 @@ def _check(student: TorchModel, teachers: Sequence[Model], data: Data, config: D
         raise ToolError(f"{data.reference} has no labels to train on, and {why}; set kd_ratio to 1 with kd, ls or dist")
 
 
-def _open_cache(
-    folder: Path, student: TorchModel, taught_by: Sequence[str], data: Data, config: DistillConfig
-) -> TeacherCache:
-    if config.hints:
-        raise ToolError("a teacher cache holds logits only, and hints compare features at every step; drop one of them")
-    if config.mixup or config.cutmix:
+def _check_hints_on_texts(student: TorchModel, teacher: Model, config: DistillConfig) -> None:
+    """Check that features of texts that are compared token by token are of the same tokens."""
+    by_place = [hint for hint in config.hints if parse_hint(hint).method != "rkd"]
+    theirs = teacher.preprocessing.text if teacher.preprocessing is not None else None
+    if by_place and student.preprocessing.text != theirs:
         raise ToolError(
-            "a teacher cache holds what a teacher says of single samples, mixup and cutmix make new ones at every "
-            "step; drop them or the cache"
+            f"hint {by_place[0]!r} compares the outputs token by token, and {student.name} and {teacher.name} cut "
+            "texts into tokens differently; rkd compares samples with one another and takes any two"
         )
-    split, text = data.split("train"), student.preprocessing.text
-    description = {
-        "data": data.fingerprint,
-        "samples": len(split),
-        "teacher": list(taught_by),
-        "provider": config.provider,
-        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input", "text"}),
-        "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
-        "seed": config.seed,
-    }
-    if text is not None:
-        description["tokenizer"] = [text.tokenizer_sha256, text.max_length]
-    return TeacherCache(
-        folder,
-        description,
-        num_samples=len(split),
-        num_outputs=len(student.labels) * len(taught_by),
-        limit_bytes=round(config.teacher_cache_gb * 1e9),
-    )
 
 
-def _labelled_by(teacher: Model, logits: FloatArray, data: Data) -> Data:
-    """Return data whose validation targets are the classes that a teacher's logits (N, K) are highest for."""
+def _predicted(teacher: Model, data: Data, config: DistillConfig) -> tuple[FloatArray, Array]:
+    """Run a teacher over validation: its logits (N, K), and the targets (N,)."""
+    device = str(start_accelerator().device)
+    return predict(teacher, data, "validation", device=device, provider=config.provider, threads=config.threads)
+
+
+def _with_targets(data: Data, teacher: Model, logits: FloatArray, targets: Array) -> tuple[Data, Array]:
+    """Return data to judge the student on, with its validation targets.
+
+    Where it has no labels, the targets are the classes that the teacher's logits (N, K) are highest for.
+    """
     split = data.split("validation")
+    if split.is_labelled:
+        return data, targets
     if len(logits) != len(split):
         raise ToolError(
             f"{len(split) - len(logits)} validation samples of {data.reference} cannot be read; without labels, what "
             f"{teacher.name} says of each is needed: remove them"
         )
-    targets = split.targets.clone()
-    targets[split.indices] = torch.from_numpy(logits.argmax(1))
-    return replace(data, validation=replace(split, targets=targets))
+    classes = logits.argmax(1)
+    of_samples = split.targets.clone()
+    of_samples[split.indices] = torch.from_numpy(classes)
+    return replace(data, validation=replace(split, targets=of_samples)), classes

@@ -20,7 +20,10 @@ def set_dropout(module: nn.Module, rate: float) -> None:
     """
     layers = [one for one in module.modules() if isinstance(one, DROPOUTS)]
     if not layers:
-        raise ToolError("the student has no dropout layer whose rate could be set; drop dropout or add a layer")
+        raise ToolError(
+            "the student has no dropout layer whose rate could be set; drop dropout, or build the model with its own, "
+            "as in timm:NAME,drop_rate=0.2"
+        )
     for layer in layers:
         layer.p = rate
 

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 DIST_INTER_WEIGHT, DIST_INTRA_WEIGHT = 2.0, 2.0  # beta and gamma of Huang et al.
 STANDARD_DEVIATION_FLOOR = 1e-7
+# A head that starts at zero says the same of all classes: dividing by how its logits differ makes gradients of 1e7.
+LEAST_DEVIATION = 1e-2  # of a sample's logits, below which they are not standardized
+LEAST_NORM = 1e-2  # of probabilities around their mean, times the number of classes, that a correlation divides by
 
 
 def kd_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -29,7 +32,7 @@ def ls_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return `kd_loss` of standardized logits (Sun et al. 2024, https://arxiv.org/abs/2403.01427, algorithm 1).
 
     Each sample's logits are shifted to mean 0 and scaled to standard deviation 1 first, so that the student learns how
-    they relate and not how large they are.
+    they relate and not how large they are; but not those of a sample whose logits hardly differ.
 
     Args:
         student: Logits (N, K), K at least 2.
@@ -69,14 +72,16 @@ def dist_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         temperature: T.
     """
     first, second = (functional.softmax(one / temperature, dim=1) for one in (student, teacher))
-    inter = 1 - _correlation(first, second).mean()
-    intra = 1 - _correlation(first.T, second.T).mean()
+    least_norm = LEAST_NORM / student.shape[1]
+    inter = 1 - _correlation(first, second, least_norm).mean()
+    intra = 1 - _correlation(first.T, second.T, least_norm).mean()
     return temperature**2 * (DIST_INTER_WEIGHT * inter + DIST_INTRA_WEIGHT * intra)
 
 
 def _standardized(logits: Tensor) -> Tensor:
-    deviation = logits.std(dim=1, keepdim=True) + STANDARD_DEVIATION_FLOOR
-    return (logits - logits.mean(dim=1, keepdim=True)) / deviation
+    deviation = logits.std(dim=1, keepdim=True)
+    scale = torch.where(deviation > LEAST_DEVIATION, deviation + STANDARD_DEVIATION_FLOOR, 1.0)
+    return (logits - logits.mean(dim=1, keepdim=True)) / scale
 
 
 def _target_or_not(logits: Tensor, is_target: Tensor) -> Tensor:
@@ -97,7 +102,7 @@ def _divergence(log_student: Tensor, log_teacher: Tensor) -> Tensor:
     return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
-def _correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Pearson's correlation of each row with its fellow: (R, C), (R, C) -> (R,)."""
+def _correlation(first: Tensor, second: Tensor, least_norm: float) -> Tensor:
+    """Return Pearson's correlation of each row with its fellow, nearer 0 where norms are less: 2 of (R, C) -> (R,)."""
     first, second = (one - one.mean(dim=1, keepdim=True) for one in (first, second))
-    return functional.cosine_similarity(first, second, dim=1)
+    return functional.cosine_similarity(first, second, dim=1, eps=least_norm)

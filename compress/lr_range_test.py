@@ -1,5 +1,6 @@
 """The learning-rate range test (Smith 2017, https://arxiv.org/abs/1506.01186): raise the rate until the loss breaks."""
 
+import logging
 import math
 from collections.abc import Sequence
 from itertools import count
@@ -21,10 +22,13 @@ from core.progress import Progress, no_progress
 from core.result import Report
 from core.torch_model import TorchModel, with_activation
 
+logger = logging.getLogger(__name__)
+
 LOWEST_LR, HIGHEST_LR = 1e-6, 10.0
 NUM_STEPS = 100
 SMOOTHING = 0.9  # of an exponential average, corrected for its start
 BROKEN = 4.0  # times the lowest loss seen
+QUIET_STEPS = 10  # at rates too low to change anything: how high they go, the loss goes by chance
 SAFETY = 10.0  # the lowest loss comes just before it breaks
 
 
@@ -89,12 +93,19 @@ def lr_range_test(
             group["lr"] = lr
         average = SMOOTHING * average + (1 - SMOOTHING) * float(train_step(loop, batch))
         smoothed = average / (1 - SMOOTHING ** (index + 1))
-        if not math.isfinite(smoothed) or smoothed > BROKEN * min([*losses, smoothed]):
+        if _is_broken(smoothed, losses):
             return _report(config, lrs, losses, broken_lr=lr)
         lrs.append(lr)
         losses.append(smoothed)
         progress("learning-rate range test", index + 1, NUM_STEPS, "steps")
     return _report(config, lrs, losses, broken_lr=None)
+
+
+def _is_broken(smoothed: float, losses: Sequence[float]) -> bool:
+    """Tell whether the loss has grown for good, after those of earlier steps."""
+    if not math.isfinite(smoothed) or len(losses) < QUIET_STEPS:
+        return not math.isfinite(smoothed)
+    return smoothed > BROKEN * min(losses) and smoothed > max(losses[:QUIET_STEPS])
 
 
 def lr_range_plot(report: LrRangeReport) -> str:
@@ -117,6 +128,12 @@ def _report(
     if not losses:
         raise ToolError("the loss was not finite at the very first step; look at the data and the model's weights")
     lowest = min(range(len(losses)), key=losses.__getitem__)
+    if lowest < QUIET_STEPS:
+        logger.warning(
+            "the loss fell at no rate: the model has learned this data already, or cannot; the suggestion means little"
+        )
+    elif broken_lr is None and lowest == len(losses) - 1:
+        logger.warning("the loss still fell at %g, the highest rate tried; the suggestion may be too low", lrs[lowest])
     return LrRangeReport(
         stage="find-lr",
         suggested_lr=float(f"{lrs[lowest] / SAFETY:.2g}"),

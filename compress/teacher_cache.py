@@ -6,6 +6,7 @@ its own only after the folder was opened.
 A row is written before it is marked as known, so that a run killed in between only computes it again.
 """
 
+import errno
 import json
 import logging
 import os
@@ -25,8 +26,11 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = "teacher-cache.json"
 CHUNK_BYTES = 1 << 20
+CANNOT_RESERVE = (errno.EBADF, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # as some network file systems say
 Description = Mapping[str, Any]
 """What the logits depend on, by what a user would call it: data, teachers, augmentation ..."""
+Files = tuple["np.memmap[Any, Any]", "np.memmap[Any, Any]"]
+"""Logits (num_samples, num_outputs), and 1 for each sample whose logits are known."""
 
 
 class TeacherCache:
@@ -42,7 +46,7 @@ class TeacherCache:
         self._folder = folder
         self._shape = (num_samples, num_outputs)
         self._limit_bytes = limit_bytes
-        self._open: dict[str, tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None] = {}
+        self._open: dict[str, Files | None] = {}
         with start_accelerator().local_main_process_first():  # each machine may have a disk of its own
             _check(folder, description)
 
@@ -64,19 +68,22 @@ class TeacherCache:
         files[0][rows] = logits.numpy()
         files[1][rows] = 1
 
-    def _files(self, variant: int, in_bfloat16: bool) -> tuple[np.memmap[Any, Any], np.memmap[Any, Any]] | None:
-        """Open a variant's files; None where they are not there and would pass the limit."""
+    def _files(self, variant: int, in_bfloat16: bool) -> Files | None:
+        """Return a variant's files; None where they are not there and would pass the limit."""
         name = f"variant-{variant:05}{'-bfloat16' if in_bfloat16 else ''}"
         if name not in self._open:
-            paths = [self._folder / f"{name}.{kind}" for kind in ("logits", "known")]
-            if not all(path.exists() for path in paths) and not self._has_room():
-                self._open[name] = None
-            else:
-                self._open[name] = (
-                    _memmap(paths[0], np.dtype("<f4"), self._shape),
-                    _memmap(paths[1], np.dtype(np.uint8), self._shape[:1]),
-                )
+            with start_accelerator().local_main_process_first():  # one process makes them, at the same step of all
+                self._open[name] = self._opened(name)
         return self._open[name]
+
+    def _opened(self, name: str) -> Files | None:
+        paths = [self._folder / f"{name}.{kind}" for kind in ("logits", "known")]
+        if not all(path.exists() for path in paths) and not self._has_room():
+            return None
+        return (
+            _memmap(paths[0], np.dtype("<f4"), self._shape),
+            _memmap(paths[1], np.dtype(np.uint8), self._shape[:1]),
+        )
 
     def _has_room(self) -> bool:
         used = sum(path.stat().st_size for path in self._folder.glob("variant-*"))
@@ -125,7 +132,7 @@ def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.m
     size = int(dtype.itemsize * np.prod(shape))
     try:
         if not path.exists() or path.stat().st_size != size:
-            with path.open("ab") as file:  # appending: another process may hold rows in it already
+            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
                 _reserve(file, size)
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
     except OSError as error:
@@ -133,9 +140,12 @@ def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.m
 
 
 def _reserve(file: IO[bytes], size: int) -> None:
-    """Give a file opened for appending its size: a full disk must fail here, and not on a write to memory."""
+    """Give a file its size: a full disk must fail here, and not on a write to memory. What it holds already stays."""
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    for start in range(file.tell(), size, CHUNK_BYTES):  # macOS has no such call, and truncating would reserve nothing
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in CANNOT_RESERVE:
+                raise
+    for start in range(file.seek(0, os.SEEK_END), size, CHUNK_BYTES):  # truncating would reserve nothing
         file.write(bytes(min(CHUNK_BYTES, size - start)))

@@ -1,28 +1,34 @@
-"""What teachers say of a batch: their logits, and the features that hints compare."""
+"""What teachers put out for a batch: logits, run or taken from a cache, and the features that hints compare."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compress.accelerator import start_accelerator
+from compress.distill_config import DistillConfig
 from compress.hints import Features, Tapped
 from compress.teacher_cache import TeacherCache
-from compress.training_step import TrainBatch
+from compress.training_step import IMAGE_AUGMENTATIONS, TrainBatch
 from core.compatibility import preprocessing_of
 from core.data import Data
 from core.errors import ToolError
-from core.model import Model
+from core.model import Model, model_digest
 from core.onnx_model import OnnxModel
 from core.predict import frozen_copy, logits_of
 from core.preprocessing import Preprocessing, Tensors, model_input
 from core.torch_model import TorchModel
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the teachers say of a batch.
+class TeacherOutputs:
+    """What the teachers put out for a batch.
 
     Attributes:
         logits: Each teacher's, float32 (N, K).
@@ -33,10 +39,10 @@ class Answer:
     features: Features = ()
 
 
-Ask = Callable[[TrainBatch], Answer]
+RunTeachers = Callable[[TrainBatch], TeacherOutputs]
 
 
-def asking(
+def teacher_runner(
     teachers: Sequence[Model],
     data: Data,
     read_as: Preprocessing,
@@ -44,7 +50,7 @@ def asking(
     provider: str,
     threads: int,
     feature_paths: Sequence[str] = (),
-) -> Ask:
+) -> RunTeachers:
     """Return the function that runs the teachers on a batch, each on samples normalised as that teacher wants them.
 
     A teacher with another tokenizer than the student's reads the batch's texts itself.
@@ -62,35 +68,76 @@ def asking(
     """
     if not feature_paths:
         runs = [_logits_run(one, data, read_as, provider, threads) for one in teachers]
-        return lambda batch: Answer(tuple(run(batch) for run in runs))
+        return lambda batch: TeacherOutputs(tuple(run(batch) for run in runs))
     with_features = _features_run(teachers[0], data, read_as, feature_paths)
     others = [_logits_run(one, data, read_as, provider, threads) for one in teachers[1:]]
 
-    def ask(batch: TrainBatch) -> Answer:
+    def run_teachers(batch: TrainBatch) -> TeacherOutputs:
         logits, features = with_features(batch)
-        return Answer((logits, *(run(batch) for run in others)), features)
+        return TeacherOutputs((logits, *(run(batch) for run in others)), features)
 
-    return ask
+    return run_teachers
 
 
-def asking_once(ask: Ask, cache: TeacherCache, teachers: Sequence[Model]) -> Ask:
-    """Return the function that takes from the cache what it holds, and asks for the rest only.
+def cached_teacher_runner(run_teachers: RunTeachers, cache: TeacherCache, teachers: Sequence[Model]) -> RunTeachers:
+    """Return the function that takes logits from the cache where it holds them, and runs the teachers for the rest.
 
     Torch models answer in the batch's precision, as they do without a cache; what ONNX files say does not depend on it.
     """
-    has_torch_models = any(isinstance(one, TorchModel) for one in teachers)
+    has_torch_models = any(isinstance(teacher, TorchModel) for teacher in teachers)
 
-    def ask_once(batch: TrainBatch) -> Answer:
+    def run_or_read(batch: TrainBatch) -> TeacherOutputs:
         positions, in_bfloat16 = batch.positions.cpu(), batch.use_bfloat16 and has_torch_models
         logits, known = cache.read(batch.variant, positions, in_bfloat16=in_bfloat16)
         if not known.all():
             missing = ~known
-            fresh = torch.cat(ask(_only(batch, missing)).logits, 1).cpu()
+            fresh = torch.cat(run_teachers(_only(batch, missing)).logits, 1).cpu()
             logits[missing] = fresh
             cache.write(batch.variant, positions[missing], fresh, in_bfloat16=in_bfloat16)
-        return Answer(logits.to(batch.targets.device).chunk(len(teachers), 1))
+        return TeacherOutputs(logits.to(batch.targets.device).chunk(len(teachers), 1))
 
-    return ask_once
+    return run_or_read
+
+
+def cache_description(
+    student: TorchModel, teachers: Sequence[Model], data: Data, config: DistillConfig
+) -> dict[str, Any]:
+    """Return what cached logits depend on, by what a user would call it."""
+    text = student.preprocessing.text
+    return {
+        "data": data.fingerprint,
+        "samples": len(data.split("train")),
+        "teacher": [model_digest(teacher) for teacher in teachers],
+        "provider": config.provider,
+        "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input", "text"}),
+        "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
+        "seed": config.seed,
+    } | ({"tokenizer": [text.tokenizer_sha256, text.max_length]} if text is not None else {})
+
+
+def open_teacher_cache(
+    folder: Path, student: TorchModel, teachers: Sequence[Model], data: Data, config: DistillConfig
+) -> TeacherCache:
+    """Open the folder that keeps the teachers' logits, or make it.
+
+    Raises:
+        ToolError: It was made for something else, or what is to be trained with cannot be cached: features, and
+            samples mixed anew at every step.
+    """
+    if config.hints:
+        raise ToolError("a teacher cache holds logits only, and hints compare features at every step; drop one of them")
+    if config.mixup or config.cutmix:
+        raise ToolError(
+            "a teacher cache holds what a teacher says of single samples, mixup and cutmix make new ones at every "
+            "step; drop them or the cache"
+        )
+    return TeacherCache(
+        folder,
+        cache_description(student, teachers, data, config),
+        num_samples=len(data.split("train")),
+        num_outputs=len(student.labels) * len(teachers),
+        limit_bytes=round(config.teacher_cache_gb * 1e9),
+    )
 
 
 def _inputs_of(teacher: Model, data: Data, read_as: Preprocessing) -> Callable[[TrainBatch], Tensors]:
@@ -112,13 +159,21 @@ def _logits_run(
     teacher: Model, data: Data, read_as: Preprocessing, provider: str, threads: int
 ) -> Callable[[TrainBatch], Tensor]:
     inputs_of = _inputs_of(teacher, data, read_as)
-    run = logits_of(teacher, device=str(start_accelerator().device), provider=provider, threads=threads)
+    device = start_accelerator().device
+    if isinstance(teacher, OnnxModel) and provider == "cpu" and device.type != "cpu":
+        logger.warning(
+            "the teacher %s runs on the CPU while the student trains on %s; --provider %s runs it there",
+            teacher.name,
+            device,
+            device.type,
+        )
+    run = logits_of(teacher, device=str(device), provider=provider, threads=threads)
 
-    def answer(batch: TrainBatch) -> Tensor:
+    def logits_for(batch: TrainBatch) -> Tensor:
         with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=batch.use_bfloat16):
             return run(inputs_of(batch)).float()
 
-    return answer
+    return logits_for
 
 
 def _features_run(
@@ -132,12 +187,12 @@ def _features_run(
     inputs_of = _inputs_of(teacher, data, read_as)
     tapped = Tapped(frozen_copy(teacher, str(start_accelerator().device)), paths, "teacher")
 
-    def answer(batch: TrainBatch) -> tuple[Tensor, Features]:
+    def logits_and_features_for(batch: TrainBatch) -> tuple[Tensor, Features]:
         with torch.no_grad(), torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=batch.use_bfloat16):
             logits, features = tapped(*inputs_of(batch))
-        return logits.float(), tuple(one.float() for one in features)
+        return logits.float(), tuple(feature.float() for feature in features)
 
-    return answer
+    return logits_and_features_for
 
 
 def _only(batch: TrainBatch, which: Tensor) -> TrainBatch:

@@ -182,9 +182,13 @@ def prepare_loop(
 
 def _optimizer(trainee: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Make timm's optimizer; weight decay spares biases and normalisation."""
-    momentum = {"momentum": config.momentum} if config.optimizer == "sgd" else {}
+    is_sgd = config.optimizer == "sgd"
     made: torch.optim.Optimizer = create_optimizer_v2(
-        trainee, opt=config.optimizer, lr=config.lr, weight_decay=config.weight_decay, **momentum
+        trainee,
+        opt="momentum" if is_sgd and not config.momentum else config.optimizer,  # Nesterov's needs some
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        **({"momentum": config.momentum} if is_sgd else {}),
     )
     return made
 

@@ -20,7 +20,8 @@ from typing import Any
 from results_file import bars_table, markdown_table, measured_here, page, publish, published
 from seeded_runs import SEED_COLUMNS, over_seeds, run_done, seeded_parser, trained_once
 
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig, finetune
 from compress.training import TrainReport
 from compress.training_state import partial_folder

@@ -25,7 +25,8 @@ from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
 from bench.runnable import open_onnx_run
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.prune import PruneConfig, prune
 from compress.training import TrainReport
 from compress.training_state import partial_folder

@@ -26,10 +26,11 @@ from peer_loops import BATCH, KD_RATIO, TEMPERATURE, Steps, plain_loop, timm_loo
 from results_file import bars_table, markdown_table, measured_here, page, publish
 from torch import Tensor
 
-from compress.distill import DistillConfig, distillation_loss
+from compress.distill import distillation_loss
+from compress.distill_config import DistillConfig
 from compress.speed_trial import choose_execution
 from compress.teacher_cache import TeacherCache
-from compress.teachers import Ask, asking, asking_once
+from compress.teachers import RunTeachers, cached_teacher_runner, teacher_runner
 from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
 from core.data import Data
 from core.data_reference import load_data
@@ -75,15 +76,17 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     student = load_torch_model(f"{FACTORY}:resnet20", data)
     teacher = load_torch_model(f"{FACTORY}:resnet56,weights={given.teacher_weights}", data)
     execution, tried = choose_execution(student, CONFIG, TYPICAL_STEPS)
-    ask = asking((teacher,), data, student.preprocessing, provider="cpu", threads=0)
+    run_teachers = teacher_runner((teacher,), data, student.preprocessing, provider="cpu", threads=0)
     contenders: dict[str, Steps] = {
         PLAIN: plain_loop(student, teacher, data),
-        CACHED: _ours(student, data, execution, _filled(ask, teacher, scratch, data, execution)),
-        "onnxpress, teacher at every step": _ours(student, data, execution, ask),
+        CACHED: _ours(student, data, execution, _filled(run_teachers, teacher, scratch, data, execution)),
+        "onnxpress, teacher at every step": _ours(student, data, execution, run_teachers),
         CEILING: _ceiling(student, execution),
     }
     if given.teacher_file:
-        file = asking((load_onnx_model(given.teacher_file),), data, student.preprocessing, provider="cpu", threads=0)
+        file = teacher_runner(
+            (load_onnx_model(given.teacher_file),), data, student.preprocessing, provider="cpu", threads=0
+        )
         contenders["onnxpress, teacher as an int8 file at every step"] = _ours(student, data, execution, file)
     left_out = []
     for name, make in {"timm": timm_loop, "torchdistill": torchdistill_loop}.items():
@@ -138,9 +141,9 @@ def _interleaved(contenders: dict[str, Steps], turns: int, steps: int) -> dict[s
     return rates
 
 
-def _ours(student: TorchModel, data: Data, execution: Any, ask: Ask) -> Steps:
+def _ours(student: TorchModel, data: Data, execution: Any, run_teachers: RunTeachers) -> Steps:
     def loss(outputs: object, batch: TrainBatch) -> Tensor:
-        return distillation_loss(logits_in(outputs), ask(batch).logits, batch.targets, CONFIG)
+        return distillation_loss(logits_in(outputs), run_teachers(batch).logits, batch.targets, CONFIG)
 
     loop = prepare_loop(student, data.split("train"), CONFIG, execution, loss)
     train_mode(loop)
@@ -150,13 +153,13 @@ def _ours(student: TorchModel, data: Data, execution: Any, ask: Ask) -> Steps:
             yield
 
 
-def _filled(ask: Ask, teacher: TorchModel, scratch: Path, data: Data, execution: Any) -> Ask:
+def _filled(run_teachers: RunTeachers, teacher: TorchModel, scratch: Path, data: Data, execution: Any) -> RunTeachers:
     """Return the cached teacher; the cache holds something for every sample, as after the first epoch."""
     split = data.split("train")
     cache = TeacherCache(scratch, {}, num_samples=len(split), num_outputs=len(data.labels), limit_bytes=1 << 30)
     said = torch.randn(len(split), len(data.labels))
     cache.write(0, torch.arange(len(split)), said, in_bfloat16=execution.use_bfloat16)
-    return asking_once(ask, cache, (teacher,))
+    return cached_teacher_runner(run_teachers, cache, (teacher,))
 
 
 def _ceiling(student: TorchModel, execution: Any) -> Steps:

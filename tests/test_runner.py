@@ -95,9 +95,10 @@ def test_a_recipe_may_have_two_teachers_and_a_cache(run: Callable[..., Result], 
     assert first.exit_code == 0, first.stderr
     assert [path.name for path in Path("runs/job/kept").glob("*/*.logits")] == ["variant-00000.logits"]
     assert ran(run()) == []
-    again = run("seed=1")
-    assert again.exit_code == 0, again.stderr
-    assert len(list(Path("runs/job/kept").iterdir())) == 2
+    for number, override in enumerate(("seed=1", "student.crop_padding=1"), start=2):
+        again = run(override)
+        assert again.exit_code == 0, again.stderr
+        assert len(list(Path("runs/job/kept").iterdir())) == number
 
 
 def ran(result: Result) -> list[str]:

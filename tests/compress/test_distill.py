@@ -10,10 +10,11 @@ import torch
 from fixed_batch import with_fixed_batch
 from torch.nn import functional
 
-from compress.distill import DistillConfig, Method, distill, distillation_loss
+from compress.distill import distill, distillation_loss
+from compress.distill_config import DistillConfig, Method
 from compress.finetune import FinetuneConfig, finetune
 from compress.logit_losses import kd_loss
-from compress.teachers import asking
+from compress.teachers import teacher_runner
 from compress.training_step import TrainBatch
 from core.data import UNLABELLED, Data
 from core.data_reference import load_data
@@ -84,7 +85,7 @@ def test_what_a_teacher_is_asked_in_training_is_normalised_as_it_wants(trained: 
     student = trained.preprocessing.model_copy(update={"mean": (0.9,), "std": (0.1,)})
     pixels = few_digits.train.samples.array[:8]
     batch = TrainBatch((pixels,), torch.zeros(8, dtype=torch.long), torch.arange(8), 0, False)
-    answer = asking([trained], few_digits, student, provider="cpu", threads=1)(batch).logits[0]
+    answer = teacher_runner([trained], few_digits, student, provider="cpu", threads=1)(batch).logits[0]
     with torch.no_grad():
         wanted, mistaken = (trained.module(*normalise((pixels,), one)) for one in (trained.preprocessing, student))
     torch.testing.assert_close(answer, wanted)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.hints import Hint, Tapped, at_loss, fitnet_loss, hints_loss, make_adapters, parse_hint, rkd_loss
 from core.data import Data
 from core.errors import ToolError

@@ -102,6 +102,15 @@ def test_extreme_logits_give_finite_losses_and_gradients(name: str) -> None:
     assert torch.isfinite(student.grad).all()
 
 
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_student_that_says_the_same_of_all_classes_starts_to_learn(name: str, temperature: float) -> None:
+    fresh, usual = torch.zeros(16, 10, dtype=torch.float64).requires_grad_(), random_logits(1).requires_grad_()
+    for student in (fresh, usual):
+        LOSSES[name][0](student, random_logits(2), temperature).backward()
+    assert 0 < float(fresh.grad.norm()) < 1000 * float(usual.grad.norm())
+
+
 def test_only_standardized_logits_ignore_their_scale() -> None:
     student, teacher = random_logits(1), random_logits(2)
     assert torch.allclose(ls_loss(5 * student, teacher, 4.0), ls_loss(student, teacher, 4.0))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from compress.finetune import FinetuneConfig, finetune
-from compress.lr_range_test import lr_range_plot, lr_range_test
+from compress.lr_range_test import _is_broken, _report, lr_range_plot, lr_range_test
 from core.data import Data
 from core.errors import ToolError
 from core.torch_model import TorchModel
@@ -26,6 +26,32 @@ def test_the_test_stops_where_the_loss_breaks(untrained: TorchModel, few_digits:
     report = lr_range_test(untrained, few_digits, config)
     assert report.broken_lr is not None
     assert len(report.lrs) < 100
+
+
+def test_chance_at_the_first_steps_is_no_break() -> None:
+    already_good = [0.002, 0.0021, 0.0019]
+    assert not _is_broken(0.03, already_good)
+    quiet = [*already_good, *[0.002, 0.009] * 5]
+    assert not _is_broken(0.0085, quiet)
+    assert _is_broken(0.01, quiet)
+    assert _is_broken(float("nan"), already_good)
+
+
+@pytest.mark.parametrize(
+    ("losses", "broken_lr", "said"),
+    [
+        ([0.1, *[0.2] * 30], 1.0, "the loss fell at no rate: the model has learned this data already, or cannot"),
+        ([3.0 - index / 20 for index in range(30)], None, "the loss still fell at 0.03, the highest rate tried"),
+        ([3.0] * 11 + [2.0, 9.0], 0.5, ""),
+    ],
+)
+def test_a_suggestion_that_means_little_is_told(
+    losses: list[float], broken_lr: float | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lrs = [(index + 1) / 1000 for index in range(len(losses))]
+    _report(FinetuneConfig(), lrs, losses, broken_lr)
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.text)
 
 
 def test_an_optimizer_that_searches_its_steps_has_no_rate(untrained: TorchModel, few_digits: Data) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import stages
 from compress import int8_layouts
-from compress.distill import DistillConfig
+from compress.distill_config import DistillConfig
 from compress.int8_layouts import fast_layout, saturates
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig, layout_asked

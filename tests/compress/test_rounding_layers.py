@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 import stages
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig
 from compress.int8_layouts import fast_layout
 from compress.int8_rounding import rounded_weight as rounded_as_in_a_file

@@ -8,7 +8,8 @@ import pytest
 from fixed_batch import with_fixed_batch
 from PIL import Image
 
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig, finetune
 from compress.quantize import quantize
 from compress.quantize_config import QuantizeConfig

@@ -1,6 +1,7 @@
 """A teacher's answers kept on disk: the same losses, fewer runs, and refused where they would be wrong."""
 
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,8 @@ import torch
 from small_runs import StopHereError
 
 from compress import teachers as teachers_module
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.teacher_cache import TeacherCache
 from core.data import Data
 from core.errors import ToolError
@@ -196,8 +198,18 @@ def test_a_row_is_known_only_once_it_is_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c" / "teacher-cache.json").read_text()) == {"data": "x"}
 
 
-def test_a_system_that_cannot_reserve_space_writes_zeros(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+def _refused(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.parametrize("fallocate", [None, _refused], ids=["macOS", "NFS"])
+def test_a_system_that_cannot_reserve_space_writes_zeros(
+    fallocate: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fallocate:
+        monkeypatch.setattr(os, "posix_fallocate", fallocate)
+    else:
+        monkeypatch.delattr(os, "posix_fallocate")
     monkeypatch.setattr("compress.teacher_cache.CHUNK_BYTES", 7)
     cache = TeacherCache(tmp_path / "c", {}, num_samples=5, num_outputs=2, limit_bytes=1000)
     cache.write(0, torch.tensor([4]), torch.tensor([[1.0, 2.0]]))

@@ -11,11 +11,12 @@ from onnx import TensorProto, helper
 from tiny_text import write_bert, write_texts
 
 from compress.calibration import masking_nodes, observe, ranges_of
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig, finetune
 from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
 from compress.speed_trial import choose_execution
-from compress.teachers import asking
+from compress.teachers import teacher_runner
 from compress.train_config import TrainConfig
 from compress.training_step import TrainBatch
 from core.data import Data
@@ -89,12 +90,24 @@ def test_a_teacher_with_another_tokenizer_reads_the_texts_itself(taught: TorchMo
     seen = chosen.samples.fetch(chosen.indices.tolist(), short)
     own = chosen.samples.fetch(chosen.indices.tolist(), taught.preprocessing)
     batch = TrainBatch(seen, chosen.labels(), positions, 0, use_bfloat16=False)
-    (same,) = asking([replace(taught, preprocessing=short)], texts, short, provider="cpu", threads=1)(batch).logits
-    (other,) = asking([taught], texts, short, provider="cpu", threads=1)(batch).logits
+    (same,) = teacher_runner([replace(taught, preprocessing=short)], texts, short, provider="cpu", threads=1)(
+        batch
+    ).logits
+    (other,) = teacher_runner([taught], texts, short, provider="cpu", threads=1)(batch).logits
     run = logits_of(taught)
     assert torch.allclose(same, run(seen), atol=1e-6)
     assert torch.allclose(other, run(own), atol=1e-6)
     assert not torch.allclose(same, other)
+
+
+def test_hints_compare_the_same_tokens_only(fresh: TorchModel, taught: TorchModel, texts: Data) -> None:
+    assert taught.preprocessing.text is not None
+    short = taught.preprocessing.text.model_copy(update={"max_length": 4})
+    other = replace(taught, preprocessing=taught.preprocessing.model_copy(update={"text": short}))
+    path = "classifier"
+    with pytest.raises(ToolError, match=r"'fitnet:classifier=classifier' compares .* token by token, .* rkd compares"):
+        distill(fresh, other, texts, DistillConfig(epochs=1, hints=(f"fitnet:{path}={path}",)))
+    distill(fresh, other, texts, DistillConfig(epochs=1, hints=(f"rkd:{path}={path}",)))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,11 @@ def test_each_optimizer_improves_the_model(untrained: TorchModel, few_digits: Da
     assert report.validation_accuracy > report.initial_accuracy + 20
 
 
+def test_sgd_works_without_momentum(untrained: TorchModel, few_digits: Data) -> None:
+    report = finetune(untrained, few_digits, FinetuneConfig(epochs=2, lr=0.1, batch_size=32, momentum=0.0)).report
+    assert report.validation_accuracy > report.initial_accuracy
+
+
 def test_the_kept_epoch_is_the_best_by_validation(untrained: TorchModel, few_digits: Data) -> None:
     report = finetune(untrained, few_digits, FinetuneConfig(epochs=4, batch_size=32, lr=0.1)).report
     accuracies = [entry["validation_accuracy"] for entry in report.metrics]

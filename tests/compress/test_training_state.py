@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from small_runs import StopHereError, same_weights, stop_in_epoch
 
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.finetune import FinetuneConfig, finetune
 from compress.training_state import partial_folder
 from core.data import Data

@@ -12,7 +12,8 @@ import torch
 from click.testing import Result
 from onnx import numpy_helper
 
-from compress.distill import DistillConfig, distill
+from compress.distill import distill
+from compress.distill_config import DistillConfig
 from compress.int8_sensitivity import LayerDamage
 from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
 from core.data import Data
