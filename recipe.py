@@ -6,55 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.compare import BenchConfig
 from bench.gate import Gate
-from compress.distill_config import DistillConfig
-from compress.finetune import FinetuneConfig
-from compress.prune import PruneConfig
-from compress.quantize_config import QuantizeConfig
 from core.errors import ToolError, did_you_mean, require
 from core.references import missing_path
 from core.typed_config import check_keys, field_names, toml_value, typed_config
-from export.to_onnx import ExportConfig
-from export.verify import VerifyConfig
+from stage_kinds import STAGE_KINDS, Role, StageKind
 
-CONFIGS: dict[str, type] = {
-    "finetune": FinetuneConfig,
-    "distill": DistillConfig,
-    "prune": PruneConfig,
-    "export": ExportConfig,
-    "quantize": QuantizeConfig,
-    "verify": VerifyConfig,
-    "bench": BenchConfig,
-}
-REFERENCES = {
-    "finetune": ("model", "init_from", "weights"),
-    "distill": ("model", "teacher", "init_from", "weights", "teacher_cache"),
-    "prune": ("model", "baseline"),
-    "verify": ("model", "reference"),
-    "bench": ("models",),
-}
-ROLES = {
-    "model": "The model it works on; left out, that of the nearest earlier stage that makes one.",
-    "teacher": "Whose answers teach: one, or a list.",
-    "init_from": "Start from this model's tensors of the same name and shape.",
-    "weights": "A .safetensors file that is taken in place of training.",
-    "teacher_cache": "Folder, in the run's own unless it is absolute, that keeps what the teacher says.",
-    "baseline": "What factors are counted from; left out, the model itself.",
-    "reference": "What is right.",
-    "models": "What is measured, a list; the first is the baseline.",
-}
-"""What each of `REFERENCES` is for."""
-OPTIONAL = ("init_from", "weights", "teacher_cache", "baseline")
-LISTED = ("models",)
-LISTED_OR_ONE = ("teacher",)
-FOLDERS = ("teacher_cache",)  # no model is read from there, and no result depends on them
-MAKES_NOTHING = ("verify", "bench")
-MAKES_ONNX = ("export", "quantize")
-TAKES_TORCH = ("finetune", "distill", "prune", "export")
-OF_TORCH = ("model", "init_from", "baseline")  # of those, the roles that are torch models
-SHARED = ("seed", "provider", "threads", "skip_bad")
-OWN = {"distill": ("threads",)}  # a teacher in training takes all cores, whatever the file will be deployed on
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -66,13 +23,24 @@ class Stage:
         name: What other stages and the output folder call it.
         kind: The verb.
         config: The stage's typed configuration.
-        references: What it reads, by role, one of `ROLES`: stages' names, files, model references.
+        references: What it reads, by role, as in `stage_kinds`: stages' names, files, model references.
     """
 
     name: str
     kind: str
     config: Any
     references: dict[str, Any]
+
+    @property
+    def does(self) -> StageKind:
+        """What its kind is told, reads and makes."""
+        return STAGE_KINDS[self.kind]
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What it reads that its result follows from, by role: all but folders."""
+        folders = [role.name for role in self.does.roles if role.holds == "folder"]
+        return {role: named for role, named in self.references.items() if role not in folders}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,12 +83,12 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise ToolError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
-    check_keys(raw, {"name", "data", "stage", "gate", *SHARED}, str(path))
+    check_keys(raw, {"name", "data", "stage", "gate", *field_names(Shared)}, str(path))
     if not isinstance(raw.get("data"), str) or not _is_tables(raw.get("stage")):
         raise ToolError(f'{path}: a recipe needs data = "..." and at least one [[stage]]')
     if not isinstance(raw.get("gate", {}), dict):
         raise ToolError(f"{path}: gate is a table of limits: [gate]")
-    shared = {key: raw[key] for key in SHARED if key in raw}
+    shared = {key: raw[key] for key in field_names(Shared) if key in raw}
     settings = typed_config(Shared, shared, str(path))
     stages: list[Stage] = []
     for table in raw["stage"]:
@@ -182,41 +150,56 @@ def _is_tables(value: Any) -> bool:
 
 def _stage(table: Mapping[str, Any], shared: dict[str, Any], earlier: list[Stage], path: Path) -> Stage:
     kind = table.get("kind")
-    if kind not in CONFIGS:
+    if kind not in STAGE_KINDS:
         raise ToolError(
-            f"{path}: a stage's kind is {kind!r}; it is one of {', '.join(CONFIGS)}." + did_you_mean(str(kind), CONFIGS)
+            f"{path}: a stage's kind is {kind!r}; it is one of {', '.join(STAGE_KINDS)}."
+            + did_you_mean(str(kind), STAGE_KINDS)
         )
     name = str(table.get("name", kind))
     if name in [stage.name for stage in earlier]:
         raise ToolError(f"{path}: two stages are called {name!r}; give one another name")
-    fields = field_names(CONFIGS[kind])
-    roles = REFERENCES.get(kind, ("model",))
-    check_keys(table, {"kind", "name", *roles, *fields}, f"{path}: stage {name!r}")
-    config: Any = typed_config(
-        CONFIGS[kind],
-        {key: value for key, value in shared.items() if key in fields and key not in OWN.get(kind, ())}
-        | {k: v for k, v in table.items() if k in fields},
-        f"{path}: stage {name!r}",
-    )
-    references = {role: table[role] for role in roles if role in table}
-    models = [stage.name for stage in earlier if stage.kind not in MAKES_NOTHING]
-    if "model" in roles and "model" not in references and models:
-        references["model"] = models[-1]
-    for role in roles:
-        if role not in OPTIONAL and role not in references:
-            raise ToolError(f'{path}: stage {name!r} needs {role} = "..."')
-    for role, named in references.items():
-        takes_list, takes_one = role in (*LISTED, *LISTED_OR_ONE), role not in LISTED
-        is_list = isinstance(named, list)
-        listed = named if is_list and named else [named]
-        if not (takes_list if is_list else takes_one) or not all(isinstance(one, str) for one in listed):
-            wanted = "a name" if not takes_list else "a name or a list of names" if takes_one else "a list of names"
-            raise ToolError(f"{path}: stage {name!r}: {role} is {named!r}; it is {wanted}")
+    where, does = f"{path}: stage {name!r}", STAGE_KINDS[kind]
+    check_keys(table, {"kind", "name", *(role.name for role in does.roles), *field_names(does.config)}, where)
+    named = _named(table, does, earlier, where)
     known = [stage.name for stage in earlier]
-    found = {role: named if role in FOLDERS else _reference(named, known, path) for role, named in references.items()}
-    stage = Stage(name, kind, config, found)
-    _check_carriers(stage, earlier, f"{path}: stage {name!r}")
+    folders = [role.name for role in does.roles if role.holds == "folder"]
+    stage = Stage(
+        name,
+        kind,
+        _config(table, shared, does, where),
+        {role: one if role in folders else _reference(one, known, path) for role, one in named.items()},
+    )
+    _check_carriers(stage, earlier, where)
     return stage
+
+
+def _config(table: Mapping[str, Any], shared: dict[str, Any], does: StageKind, where: str) -> Any:
+    """Make a stage's settings of its own, and of those above the stages that it takes."""
+    fields = field_names(does.config)
+    inherited = {key: value for key, value in shared.items() if key in fields and key not in does.own}
+    return typed_config(does.config, inherited | {key: value for key, value in table.items() if key in fields}, where)
+
+
+def _named(table: Mapping[str, Any], does: StageKind, earlier: list[Stage], where: str) -> dict[str, Any]:
+    """Return what a stage names for each role, as it is written; the model may be left out after one that makes it."""
+    named = {role.name: table[role.name] for role in does.roles if role.name in table}
+    makers = [stage.name for stage in earlier if stage.does.makes]
+    for role in does.roles:
+        if role.name == "model" and makers:
+            named.setdefault("model", makers[-1])
+        if role.is_needed and role.name not in named:
+            raise ToolError(f'{where} needs {role.name} = "..."')
+        if role.name in named:
+            _check_number(role, named[role.name], where)
+    return named
+
+
+def _check_number(role: Role, named: Any, where: str) -> None:
+    listed = named if isinstance(named, list) and named else [named]
+    is_allowed = role.number == "either" or (role.number == "list") == isinstance(named, list)
+    if not is_allowed or not all(isinstance(one, str) for one in listed):
+        wanted = {"one": "a name", "list": "a list of names", "either": "a name or a list of names"}[role.number]
+        raise ToolError(f"{where}: {role.name} is {named!r}; it is {wanted}")
 
 
 def _check_carriers(stage: Stage, earlier: list[Stage], where: str) -> None:
@@ -226,22 +209,24 @@ def _check_carriers(stage: Stage, earlier: list[Stage], where: str) -> None:
         raise ToolError(
             f"{where}: weights are for a fresh architecture, and model is another stage's; drop one of them"
         )
-    for role, named in stage.references.items():
+    for role in stage.does.roles:
+        named = stage.references.get(role.name, [])
         for one in [named] if isinstance(named, str) else named:
-            if role not in FOLDERS:
-                _check_carrier(stage.kind, role, one, makers.get(one), where)
+            if role.holds != "folder":
+                _check_carrier(role, one, makers.get(one), where)
 
 
-def _check_carrier(kind: str, role: str, named: str, maker: Stage | None, where: str) -> None:
-    if maker and maker.kind in MAKES_NOTHING:
-        raise ToolError(f"{where}: {role} is {named!r}, a {maker.kind} stage, which makes no model")
-    if maker and role == "weights":
+def _check_carrier(role: Role, named: str, maker: Stage | None, where: str) -> None:
+    if maker and not maker.does.makes:
+        raise ToolError(f"{where}: {role.name} is {named!r}, a {maker.kind} stage, which makes no model")
+    if maker and role.holds == "weights":
         raise ToolError(f"{where}: weights is a stage, {named!r}; it is a .safetensors file")
-    is_onnx = maker.kind in MAKES_ONNX if maker else named.endswith(".onnx") and not named.startswith("hf:")
-    if kind == "quantize" and not is_onnx:
+    is_file = named.partition(",")[0].endswith(".onnx") and not named.startswith("hf:")
+    is_onnx = maker.does.makes == "onnx" if maker else is_file
+    if role.carrier == "onnx" and not is_onnx:
         raise ToolError(f"{where} quantizes an .onnx file, which {named!r} is not; put an export stage before it")
-    if kind in TAKES_TORCH and role in OF_TORCH and is_onnx:
-        raise ToolError(f"{where}: {role} is {named!r}, an .onnx file; it takes a torch model")
+    if role.carrier == "torch" and is_onnx:
+        raise ToolError(f"{where}: {role.name} is {named!r}, an .onnx file; it takes a torch model")
 
 
 def _reference(named: Any, known: list[str], path: Path) -> Any:
@@ -258,11 +243,12 @@ def _reference(named: Any, known: list[str], path: Path) -> Any:
 
 def _resolved(named: str, recipe: Path) -> str:
     """Take a path relative to the recipe's own folder where that exists, else as it is written."""
-    head, separator, tail = named.partition(":")
-    if head.endswith(".py") and (recipe.parent / head).exists():
-        return f"{recipe.parent / head}{separator}{tail}"
-    beside = recipe.parent / named.partition(",")[0]
-    return str(recipe.parent / named) if beside.exists() and not separator else named
+    name, comma, arguments = named.partition(",")
+    file, colon, factory = name.partition(":")
+    beside = recipe.parent / file
+    if (colon and not file.endswith(".py")) or not beside.exists():
+        return named
+    return f"{beside}{colon}{factory}{comma}{arguments}"
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

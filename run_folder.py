@@ -18,7 +18,7 @@ from core.onnx_model import OnnxModel
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
-from recipe import FOLDERS, MAKES_ONNX, Recipe, Stage
+from recipe import Recipe, Stage
 
 
 class Done(BaseModel, frozen=True):
@@ -53,7 +53,7 @@ class RunFolder:
 
     def path(self, stage: Stage) -> Path:
         """Where the stage's model is: a checkpoint folder or an .onnx file."""
-        return self.folder(stage) / ("model.onnx" if stage.kind in MAKES_ONNX else "checkpoint")
+        return self.folder(stage) / ("model.onnx" if stage.does.makes == "onnx" else "checkpoint")
 
     def stage(self, name: str) -> Stage | None:
         """The stage of that name, None when no stage is called so."""
@@ -106,7 +106,7 @@ class RunFolder:
             [
                 stage.kind,
                 dataclasses.asdict(stage.config),
-                {role: self.digest(role, named) for role, named in stage.references.items() if role not in FOLDERS},
+                {role: self.digest(role, named) for role, named in stage.read.items()},
                 self.data.fingerprint,
                 package_versions(),
                 self.measured_where(stage),
@@ -115,7 +115,7 @@ class RunFolder:
 
     def measured_where(self, stage: Stage) -> Any:
         """What a measurement depends on beside its stage's config: nothing for stages that measure none."""
-        if stage.kind not in ("prune", "quantize", "bench"):
+        if not stage.does.is_measured:
             return None
         return [this_machine().model_dump(), self.recipe.provider, self.recipe.threads]
 

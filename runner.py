@@ -17,7 +17,7 @@ from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
 from core.result import Report
 from core.whole_output import whole_file
-from recipe import MAKES_ONNX, Recipe, Stage
+from recipe import Recipe, Stage
 from run_folder import Done, RunFolder
 from stages import RUN_STAGE, drop_state
 
@@ -140,7 +140,7 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
 def _artifact(current: RunFolder) -> OnnxModel | None:
     """The file the recipe is for: the last one benched, else the last one made."""
     benches = [stage for stage in current.recipe.stages if stage.kind == "bench"]
-    made = [stage.name for stage in current.recipe.stages if stage.kind in MAKES_ONNX]
+    made = [stage.name for stage in current.recipe.stages if stage.does.makes == "onnx"]
     if benches:
         judged = current.model(benches[-1].references["models"][-1])
         if isinstance(judged, OnnxModel):

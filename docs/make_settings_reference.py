@@ -10,7 +10,8 @@ from typing import Any
 
 from bench.gate import Gate
 from core.typed_config import field_names
-from recipe import CONFIGS, OPTIONAL, REFERENCES, ROLES, Shared
+from recipe import Shared
+from stage_kinds import STAGE_KINDS, StageKind
 
 SHARED_WITH = {"distill": "finetune"}
 REFERENCE = Path(__file__).parent / "settings.md"
@@ -42,23 +43,23 @@ Above the stages, for all of them:
 def reference() -> str:
     """Return the reference as Markdown."""
     sections = [INTRODUCTION, _table(Shared)]
-    for kind, config in CONFIGS.items():
-        shared = SHARED_WITH.get(kind)
+    for name, kind in STAGE_KINDS.items():
+        shared = SHARED_WITH.get(name)
         said = [f"Everything that [{shared}](#{shared}) may set, and:\n"] if shared else []
         sections += [
-            f"## {kind}\n",
+            f"## {name}\n",
             _roles(kind),
             *said,
-            _table(config, field_names(CONFIGS[shared]) if shared else ()),
+            _table(kind.config, field_names(STAGE_KINDS[shared].config) if shared else ()),
         ]
     sections += ["## gate\n", "The `[gate]` table, which holds for the last model of the last bench.\n", _table(Gate)]
     return "\n".join(sections)
 
 
-def _roles(kind: str) -> str:
+def _roles(kind: StageKind) -> str:
     rows = [
-        f"| `{role}` | {'' if role in (*OPTIONAL, 'model') else 'needed'} | {ROLES[role]} |"
-        for role in REFERENCES.get(kind, ("model",))
+        f"| `{role.name}` | {'needed' if role.is_needed and role.name != 'model' else ''} | {role.help} |"
+        for role in kind.roles
     ]
     return "\n".join(["| reads | | |", "|---|---|---|", *rows, ""])
 

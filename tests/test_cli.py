@@ -24,7 +24,7 @@ from core.data import Data
 from core.errors import GateMissedError
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
-from recipe import CONFIGS
+from stage_kinds import STAGE_KINDS
 from stages import quantize_measured
 
 ROOT = Path(__file__).parent.parent
@@ -53,11 +53,11 @@ def test_every_command_and_option_has_help(command: click.Command) -> None:
             assert parameter.help, f"{command.name} {parameter.opts}"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", STAGE_KINDS)
 def test_options_agree_with_the_config(name: str) -> None:
     """Choices are the Literal's, defaults the field's: the command line repeats them to stay light."""
-    hints = get_type_hints(CONFIGS[name])
-    defaults = {field.name: field.default for field in fields(CONFIGS[name])}
+    hints = get_type_hints(STAGE_KINDS[name].config)
+    defaults = {field.name: field.default for field in fields(STAGE_KINDS[name].config)}
     for option in main.commands[name].params:
         if not isinstance(option, click.Option) or option.name not in defaults:
             continue

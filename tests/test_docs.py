@@ -76,7 +76,8 @@ MAY_IMPORT = {
     "runner": {"stages", "run_folder", "recipe"},
     "stages": {"run_folder", "recipe"},
     "run_folder": {"recipe"},
-    "recipe": set(),
+    "recipe": {"stage_kinds"},
+    "stage_kinds": set(),
 }
 
 
