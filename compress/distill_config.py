@@ -15,14 +15,15 @@ class DistillConfig(TrainConfig):
     """How to distil.
 
     Attributes:
-        method: What a teacher's logits teach, as in `compress.logit_losses`: ``kd`` (their softened distribution),
+        method: What a teacher's logits teach: ``kd`` (their softened distribution),
             ``ls`` (that of standardized logits), ``dkd`` (target and other classes apart) or ``dist`` (correlations).
         temperature: T, which softens both distributions; above 0.
         dkd_beta: Weight of dkd's divergence among the other classes against that of the target; the paper's lie between
             0.1 and 10, the larger the more confident the teacher.
         kd_ratio: Share of the teachers' loss, in [0, 1]: loss = (1 - kd_ratio) * task + kd_ratio * method. With 1, no
             labels are needed.
-        hints: Pairs of layers whose features are compared too, as in `compress.hints`; the first teacher gives them.
+        hints: Pairs of modules whose features are compared too, as in ``fitnet:layer3=layer3``; the first teacher
+            gives them.
         teacher_weights: Relative weights of several teachers' losses; empty weighs them alike.
         teacher_cache_gb: What the folder of a teacher cache may grow to, in 10^9 bytes.
         provider: Where a teacher given as an .onnx file runs.

@@ -41,8 +41,8 @@ class TrainConfig:
         label_smoothing: Share of the target spread over all classes, in [0, 1).
         weight_decay: Decay of weight matrices and kernels; biases and normalisation are spared.
         l1: Weight of the sum of absolute weights.
-        l2_sp: Weight of half the squared distance to the weights that training started from (Li et al. 2018,
-            https://arxiv.org/abs/1802.01483).
+        l2_sp: Weight of half the squared distance to the weights that training started from, random ones of a new head
+            included (after Li et al. 2018, https://arxiv.org/abs/1802.01483, who let those decay to 0).
         group_lasso: Weight of the sum of norms of each output channel's weights, which empties whole channels (Yuan
             and Lin 2006).
         bn_l1: Weight of the sum of absolute batch-norm scales, which empties channels too (network slimming, Liu et
@@ -53,8 +53,8 @@ class TrainConfig:
         stochastic_depth: Set the model's last stochastic-depth layer to this rate, those before it proportionally less
             (Huang et al. 2016, https://arxiv.org/abs/1603.09382); None leaves them.
         activation: Put this activation in place of the student's before training; None leaves them.
-        quantization_aware: Round weights and layers' inputs to int8 in training, so that the model bears it; see
-            `compress.rounding_layers`.
+        quantization_aware: Round weights and layers' inputs to int8 in training, so that the model bears it (Jacob et
+            al. 2018, https://arxiv.org/abs/1712.05877).
         reduce_range: Round weights to 7 of 8 bits where training is quantization-aware; None asks this processor, as
             int8 files do.
         freeze: Paths of modules that are not trained, their batch-norm statistics included.

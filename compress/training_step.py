@@ -276,12 +276,25 @@ def train_step(loop: Loop, batch: TrainBatch, share: float = 1.0, number: int = 
                 loss = loss + penalty(loop.module, loop.start, config, share)
             loop.accelerator.backward(loss)
         total = total + loss.detach()
+    if loop.accelerator.num_processes > 1:
+        _require_gradients(loop.trainee)
     if config.clip_grad_norm:
         loop.accelerator.clip_grad_norm_(loop.trainee.parameters(), config.clip_grad_norm)
     loop.optimizer.step()
     if loop.average is not None:
         loop.average.update(loop.module, number)
     return total
+
+
+def _require_gradients(trainee: nn.Module) -> None:
+    """Raise `ToolError` where a parameter took no part: processes would wait for its gradient at the next step."""
+    idle = [name for name, one in trainee.named_parameters() if one.requires_grad and one.grad is None]
+    if idle:
+        more = f" and {len(idle) - 1} more" if len(idle) > 1 else ""
+        raise ToolError(
+            f"several processes need a gradient of every parameter, and the loss does not depend on {idle[0]}{more}; "
+            "freeze the module, or train in one process"
+        )
 
 
 def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:

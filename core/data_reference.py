@@ -15,6 +15,7 @@ from core.data import VALIDATION_RATIO, Data, check_classes, hold_out_validation
 from core.errors import ToolError, did_you_mean
 from core.history import digest_of
 from core.image_folder import load_image_folder
+from core.processes import first_on_this_machine
 from core.references import (
     Argument,
     Reference,
@@ -144,7 +145,8 @@ def _from_torchvision(reference: Reference) -> Data:
     datasets = {}
     for split, chosen in by_split.items():
         try:
-            datasets[split] = call_factory(factory, arguments | chosen, reference.text)
+            with first_on_this_machine():
+                datasets[split] = call_factory(factory, arguments | chosen, reference.text)
         except (RuntimeError, OSError, ValueError, AssertionError, LookupError) as error:
             raise ToolError(f"cannot get {reference.text}: {error}") from error
     return _from_datasets(datasets, reference, labels=getattr(datasets["train"], "classes", None))

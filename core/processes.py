@@ -1,6 +1,8 @@
 """Which of several processes this is, as torchrun and accelerate launch tell theirs."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def num_processes() -> int:
@@ -21,3 +23,16 @@ def local_rank() -> int:
 def is_main_process() -> bool:
     """Tell whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def first_on_this_machine() -> Iterator[None]:
+    """Let one process of each machine go first, and its others after it: what it downloads, they find."""
+    if num_processes() == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    with PartialState(cpu=not torch.accelerator.is_available()).local_main_process_first():
+        yield

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 from collections.abc import Collection
@@ -77,7 +78,8 @@ def _meanings(config: type) -> dict[str, str]:
     for one in reversed(config.__mro__):
         _, _, attributes = (inspect.cleandoc(one.__doc__ or "")).partition("Attributes:\n")
         for name, text in re.findall(r"^    (\w+): (.*(?:\n     .*)*)", attributes, re.MULTILINE):
-            meanings[name] = " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+            meaning = " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+            meanings[name] = meaning.replace(". None ", ". Left out, it ").replace(" None ", " left out, it ")
     return meanings
 
 
@@ -85,7 +87,7 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     value = field.default
     if value is None or value == () or value is dataclasses.MISSING:
         return ""
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 if __name__ == "__main__":

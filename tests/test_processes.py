@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +29,33 @@ def launched(command: list[str], folder: Path) -> "subprocess.CompletedProcess[s
 
 @pytest.fixture
 def images(tmp_path: Path, digits: Data) -> Path:
-    """Training samples of which two batches of 32 are taken, ten times over."""
+    """Sixty-four training samples: one batch, or two of 32."""
     array = digits.train.samples.array[:80, 0].numpy()
     targets = digits.train.targets[:80].numpy()
     np.savez(tmp_path / "few.npz", x_train=array[:64], y_train=targets[:64], x_val=array[64:], y_val=targets[64:])
     return tmp_path / "few.npz"
 
 
-def test_two_processes_train_as_one_does(tiny: str, images: Path, tmp_path: Path) -> None:
-    arguments = ["distill", f"{tiny}:cnn", "--teacher", f"{tiny}:cnn,width=24", "--data", images, "--epochs", 10]
-    arguments += ["--batch-size", 32, "--lr", 0.05, "--crop-padding", 1, "--hint", "fitnet:3=3,weight=1", "--json"]
+EACH_STEP = ["--epochs", 20, "--batch-size", 64]  # an epoch is one step, so that its loss is that step's
+SETTINGS = {
+    "hint": [*EACH_STEP, "--hint", "fitnet:3=3,weight=1"],
+    "parts": [*EACH_STEP, "--set", "accumulation_steps=2", "--set", "clip_grad_norm=0.5", "--set", "ema_decay=0.9"],
+    "cache": ["--epochs", 10, "--batch-size", 32, "--teacher-cache", "kept", "--set", "augmentations=3"],
+}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SETTINGS["hint"],
+        pytest.param(SETTINGS["parts"], marks=pytest.mark.slow),
+        pytest.param(SETTINGS["cache"], marks=pytest.mark.slow),
+    ],
+    ids=SETTINGS,
+)
+def test_two_processes_train_as_one_does(tiny: str, images: Path, tmp_path: Path, settings: list[object]) -> None:
+    arguments = ["distill", f"{tiny}:cnn", "--teacher", f"{tiny}:cnn,width=24", "--data", images, *settings]
+    arguments += ["--lr", 0.05, "--crop-padding", 1, "--json"]
     curves = {}
     for name, command in {"one": ONE, "two": TWO}.items():
         done = launched([*command, *map(str, arguments), "-o", name], tmp_path)
@@ -45,7 +64,7 @@ def test_two_processes_train_as_one_does(tiny: str, images: Path, tmp_path: Path
         assert report["num_processes"] == (2 if name == "two" else 1)
         curves[name] = [entry["train_loss"] for entry in report["metrics"]]
         load_checkpoint(tmp_path / name)
-    assert len(curves["one"]) == 10
+    assert len(curves["one"]) == settings[1]
     assert curves["two"] == pytest.approx(curves["one"], rel=1e-4)
 
 
@@ -61,6 +80,58 @@ def test_accelerate_launch_trains_as_torchrun_does(tiny: str, images: Path, tmp_
     first, second = ([entry["train_loss"] for entry in report["metrics"]] for report in reports)
     assert len(first) == 5
     assert first == second
+
+
+@pytest.mark.slow
+def test_several_processes_go_on_as_one_that_was_never_stopped(tiny: str, images: Path, tmp_path: Path) -> None:
+    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--epochs", "40", "--batch-size", "32", "--json"]
+    whole = launched([*TWO, *arguments, "-o", "whole"], tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    started = subprocess.Popen(
+        [*TWO, *arguments, "-o", "cut"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "cut.partial").glob("state-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    again = launched([*TWO, *arguments, "-o", "cut"], tmp_path)
+    assert again.returncode == 0, again.stderr
+    first, second = ([entry["train_loss"] for entry in json.loads(done.stdout)["metrics"]] for done in (whole, again))
+    assert first == second
+
+
+UNUSED = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10, in_chans=1):
+        super().__init__()
+        self.used = nn.Linear(64, num_classes)
+        self.idle = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.used(x.flatten(1))
+
+
+def net(num_classes=10, in_chans=1):
+    return Net(num_classes)
+"""
+
+
+@pytest.mark.slow
+def test_a_parameter_without_a_gradient_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(UNUSED)
+    arguments = ["finetune", "nets.py:net", "--data", str(images), "--epochs", "2", "--batch-size", "32", "-o", "out"]
+    done = launched([*TWO, *arguments], tmp_path)
+    assert done.returncode == 1
+    assert "the loss does not depend on idle.weight and 1 more; freeze the module" in done.stderr
 
 
 def test_a_command_that_does_not_share_its_work_says_so(monkeypatch: pytest.MonkeyPatch, onnxpress) -> None:
