@@ -1,5 +1,6 @@
 """Optimizers that see all samples at once: L-BFGS and nonlinear conjugate gradient, through SciPy."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ from compress.training_step import Loop, epoch_batches, loss_of
 from core.data import ArraySamples, Split
 from core.errors import ToolError
 from core.processes import num_processes
+
+logger = logging.getLogger(__name__)
 
 METHODS = {"lbfgs": "L-BFGS-B", "cg": "CG"}
 Vector = npt.NDArray[np.float64]
@@ -67,6 +70,10 @@ def minimise(loop: Loop, first_iteration: int, after_iteration: Callable[[float]
         options={"maxiter": loop.config.epochs - first_iteration},
     )
     _set(parameters, found.x)
+    if found.nit < loop.config.epochs - first_iteration:
+        logger.info(
+            "%s ended after %d iterations: %s", loop.config.optimizer, first_iteration + found.nit, found.message
+        )
 
 
 def _whole_loss(loop: Loop) -> float:

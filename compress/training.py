@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from compress.accelerator import start_accelerator
@@ -125,6 +126,8 @@ def train(
         _note_execution(execution, tried, key, workspace)
     initial_accuracy = accuracy_on(loop, validation)
     state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator) if workspace else TrainingState()
+    if workspace:
+        _require_shared(loop, state, workspace)
     if state.next_epoch:
         logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
     run = _Run(loop, state, validation, stage, key, workspace, progress, on_epoch)
@@ -188,13 +191,23 @@ def _execution(
     student: TorchModel, split: Split, config: TrainConfig, key: str, workspace: Path | None
 ) -> tuple[Execution, tuple[TimedExecution, ...]]:
     """Choose how to run the student; a run that goes on keeps its choice, on which its results depend."""
-    note = workspace / EXECUTION_NOTE if workspace else None
-    noted = _noted_execution(note) if note is not None and note.exists() else None
-    start_accelerator().wait_for_everyone()  # so that every process reads before one writes
+    note = workspace / EXECUTION_NOTE if workspace and start_accelerator().is_main_process else None
+    read = _noted_execution(note) if note is not None and note.exists() else None
+    noted = broadcast_object_list([read])[0]  # all must go on alike
     if noted is not None and noted["key"] == key:
         return Execution(**noted["execution"]), tuple(TimedExecution(**one) for one in noted["tried"])
     num_steps = config.epochs * max(len(split) // config.batch_size, 1) * config.accumulation_steps
     return choose_execution(student, config, num_steps)
+
+
+def _require_shared(loop: Loop, state: TrainingState, workspace: Path) -> None:
+    """Raise `ToolError` where some processes go on and others begin: they would wait for one another."""
+    epochs = loop.accelerator.gather(torch.tensor([state.next_epoch], device=loop.accelerator.device)).tolist()
+    if len(set(epochs)) > 1:
+        raise ToolError(
+            f"some processes find the state of an unfinished run in {workspace} and others do not ({epochs} epochs "
+            "done); put the output on a disk that all machines share, or remove that folder everywhere"
+        )
 
 
 def _noted_execution(note: Path) -> dict[str, Any] | None:

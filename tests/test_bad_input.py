@@ -79,6 +79,10 @@ BAD_INPUT = {
         ["distill", "{tiny}:cnn", "--teacher", "model.onnx", "--data", "digits", "-o", "x", "--hint", "at:3.conv=3"],
         "hints need the teacher's inner features",
     ),
+    "a hint's path that is not there": (
+        ["distill", "{tiny}:cnn", "--teacher", "{tiny}:cnn", "--data", "digits", "-o", "x", "--hint", "at:3.conv11=3"],
+        "there is no module '3.conv11' to take a hint from in the student. Did you mean '3.conv",
+    ),
     "a learning rate to find for lbfgs": (
         ["finetune", "{tiny}:cnn", "--data", "digits", "-o", "x", "--find-lr", "--optimizer", "lbfgs"],
         "lbfgs searches the length of its steps itself",

@@ -11,8 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compress.finetune import FinetuneConfig, finetune
+from compress.training_state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
+from core.data_reference import load_data
+from core.model_reference import load_torch_model
 
 CLI = str(Path(sys.executable).with_name("onnxpress"))
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python", CLI]
@@ -37,9 +41,19 @@ def images(tmp_path: Path, digits: Data) -> Path:
 
 
 EACH_STEP = ["--epochs", 20, "--batch-size", 64]  # an epoch is one step, so that its loss is that step's
+FROZEN_NORMS = ["--set", 'freeze=["1", "3.bn1", "3.bn2"]']  # whose statistics would be those of a part
 SETTINGS = {
     "hint": [*EACH_STEP, "--hint", "fitnet:3=3,weight=1"],
-    "parts": [*EACH_STEP, "--set", "accumulation_steps=2", "--set", "clip_grad_norm=0.5", "--set", "ema_decay=0.9"],
+    "parts": [
+        *EACH_STEP,
+        "--set",
+        "accumulation_steps=2",
+        "--set",
+        "clip_grad_norm=0.5",
+        "--set",
+        "ema_decay=0.9",
+        *FROZEN_NORMS,
+    ],
     "cache": ["--epochs", 10, "--batch-size", 32, "--teacher-cache", "kept", "--set", "augmentations=3"],
 }
 
@@ -104,6 +118,31 @@ def test_several_processes_go_on_as_one_that_was_never_stopped(tiny: str, images
     assert again.returncode == 0, again.stderr
     first, second = ([entry["train_loss"] for entry in json.loads(done.stdout)["metrics"]] for done in (whole, again))
     assert first == second
+
+
+@pytest.mark.slow
+def test_processes_that_find_different_states_do_not_wait_for_one_another(
+    tiny: str, images: Path, tmp_path: Path
+) -> None:
+    data = load_data(str(images))
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(
+            load_torch_model(f"{tiny}:cnn", data),
+            data,
+            FinetuneConfig(epochs=40, batch_size=32),
+            workspace=partial_folder(tmp_path / "0" / "out"),
+            on_epoch=stop,
+        )
+    arguments = f"finetune {tiny}:cnn --data {images} --epochs 40 --batch-size 32 -o out"
+    done = launched([*TWO[:-1], "bash", "-c", f"cd $RANK && exec {CLI} {arguments}"], tmp_path)
+    assert done.returncode == 1
+    assert "some processes find the state of an unfinished run in out.partial and others do not" in done.stderr
 
 
 UNUSED = """
