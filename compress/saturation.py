@@ -140,7 +140,7 @@ def _paired(
     scale: NDArray[np.float32],
     weight: NDArray[Any],
 ) -> _Product | None:
-    """Return a product with a weight in the order of its sum, (O, K), if pairs in it can saturate."""
+    """Return a product whose weight is in the order of its sum, (O, K), or None where no pair in it can saturate."""
     if weight.dtype != np.int8 or weight.ndim != 2:  # uint8 by uint8 has 32 bits
         return None
     pairs = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))).astype(np.float32).reshape(len(weight), -1, 2)
@@ -217,14 +217,14 @@ def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.N
 
 
 def _taken_by_matrix(product: _Product, codes: str, add: Add) -> tuple[str, str]:
-    """Return what the first and the second weight of each pair are multiplied by, (..., P) each."""
+    """Return the codes that the first and the second weight of each pair are multiplied by, (..., P) each."""
     last = product.weight.shape[1] - 1
     first, second = product.first, np.minimum(product.first + 1, last)
     return add("first", "Gather", [codes, first], axis=-1), add("second", "Gather", [codes, second], axis=-1)
 
 
 def _taken_by_convolution(product: _Product, codes: str, add: Add) -> tuple[str, str]:
-    """Return what the first and the second weight of each pair are multiplied by, (N, P, ...) each."""
+    """Return the codes that the first and the second weight of each pair are multiplied by, (N, P, ...) each."""
     attributes = attribute_values(product.node)
     channels, *kernel = product.weight.shape[1:]
     rank = len(kernel)

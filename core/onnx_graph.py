@@ -40,7 +40,7 @@ def attribute_values(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def initializer_arrays(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """Return the values of every initializer; they may share memory with the proto, so copy what is to be changed."""
+    """Return the values of every initializer; the arrays may be read-only, so copy what is to be changed."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
