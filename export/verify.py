@@ -185,9 +185,9 @@ def _compared(
         pairs = [(run_reference(to_reference(batch)), run_candidate(to_candidate(batch))) for batch in given]
         for index, (name, expected, answered) in enumerate(_outputs(pairs)):
             is_first = index == 0
-            pair = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
-            comparison = compare(inputs, *pair, rtol=rtol, output=name, is_first=is_first)
-            yield _Compared(comparison, *pair, given)
+            left, right = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
+            comparison = compare(inputs, left, right, rtol=rtol, output=name, is_first=is_first)
+            yield _Compared(comparison, left, right, given)
 
 
 def _outputs(pairs: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Iterator[tuple[str, Array, Array]]:
