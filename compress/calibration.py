@@ -1,10 +1,11 @@
 """The ranges that a graph's tensors take over calibration samples, in memory that does not grow with their number.
 
-Every tensor keeps its extremes and, where the method asks for more, a histogram whose range doubles, and whose bins
-merge in pairs, when a value lies beyond it.
+Every tensor keeps its extremes and, where the method needs more, a histogram. When a value lies beyond its range, the
+range doubles and its bins merge in pairs.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from core.errors import ToolError
+from core.onnx_graph import watch
 from core.sessions import open_graph, run_session
 
 Method = Literal["minmax", "entropy", "percentile", "mse"]
@@ -24,14 +26,14 @@ Ranges = dict[str, tuple[float, float]]
 BINS = 8192
 LEVELS = 256
 CANDIDATES = 128  # thresholds that entropy and mse choose among
-KEPT = 0.9999  # of the values lie inside what percentile keeps
+KEPT = 0.9999  # share of the values that percentile keeps
 CHUNK = 2**23  # values counted at once: torch counts in float32
-MASKING = 1e30  # beyond any value that is meant as one: it stands for minus infinity, in the mask of an attention
+MASKING = 1e30  # Larger magnitudes stand for minus infinity in attention masks.
 
 
 @dataclass(slots=True)
 class Seen:
-    """What a tensor's values were.
+    """What is known of the values that a tensor took.
 
     Attributes:
         low: The least.
@@ -47,7 +49,7 @@ class Seen:
 
     @property
     def masks(self) -> bool:
-        """Whether there are values among it that stand for minus infinity, which no level of int8 can tell."""
+        """Whether some of the values stand for minus infinity, which int8 cannot represent."""
         return max(-self.low, self.high) > MASKING
 
     def extend(self, low: float, high: float) -> None:
@@ -57,7 +59,7 @@ class Seen:
     def count(self, values: NDArray[np.float32]) -> None:
         """Count values, (...), after their extremes were noted."""
         most = max(abs(self.low), abs(self.high))
-        if most == 0:  # which says nothing of how far the others will reach
+        if most == 0:  # zeros alone do not say how far later values will reach
             self.counts[BINS // 2] += values.size
             return
         needed = float(2.0 ** np.ceil(np.log2(most)))
@@ -90,18 +92,19 @@ def observe(
         proto: With the types of its tensors inferred.
         batches: What it reads, an array (N, ...) for each input.
         progress: Told of the number of batches done.
-        histograms: Count values, which every method but minmax asks for; extremes alone are found several times faster.
+        histograms: Count values, as every method but minmax needs; extremes alone are found several times faster.
 
     Raises:
         ToolError: A tensor is not finite.
     """
-    seen = {name: Seen() for name in _float_tensors(proto)}
-    watched = _watching(proto, list(seen), whole=histograms)
+    seen = {tensor: Seen() for tensor in _float_tensors(proto)}
+    watched = deepcopy(proto)
+    tensor_of = (_put_out_values if histograms else _put_out_extremes)(watched.graph, list(seen))
     session = open_graph(watched)
     for done, batch in enumerate(batches, start=1):
         for answer, values in run_session(session, *batch).items():
-            name = answer.removesuffix(LOW).removesuffix(HIGH)
-            _note(name, seen[name], values, whole=histograms)
+            tensor = tensor_of[answer]
+            _note(tensor, seen[tensor], values, histogram=histograms)
         progress(done)
     return seen
 
@@ -115,13 +118,16 @@ def ranges_of(seen: Mapping[str, Seen], method: Method) -> Ranges:
             least information (Migacz 2017, 8-bit inference with TensorRT) and ``mse`` what makes the least squared
             error in 256 levels.
     """
-    told = {name: one for name, one in seen.items() if one.low <= one.high and not one.masks}
-    return {name: _with_zero(RANGE_OF[method](one)) for name, one in told.items()}
+    return {
+        tensor: _with_zero(RANGE_OF[method](values))
+        for tensor, values in seen.items()
+        if values.low <= values.high and not values.masks
+    }
 
 
 def masking_nodes(graph: onnx.GraphProto, seen: Mapping[str, Seen]) -> list[str]:
     """Return the names of the nodes that read or make values that stand for minus infinity: they must stay in float."""
-    masks = {name for name, one in seen.items() if one.masks}
+    masks = {tensor for tensor, values in seen.items() if values.masks}
     return [node.name for node in graph.node if masks & {*node.input, *node.output}]
 
 
@@ -131,7 +137,7 @@ def minmax(seen: Seen) -> tuple[float, float]:
 
 
 def percentile(seen: Seen) -> tuple[float, float]:
-    """Return what the central `KEPT` of the values lie in."""
+    """Return the range in which the central `KEPT` of the values lie."""
     total = np.cumsum(seen.counts) / seen.counts.sum()
     edges = np.arange(BINS + 1) * (2 * seen.reach / BINS) - seen.reach
     outside = (1 - KEPT) / 2
@@ -140,7 +146,7 @@ def percentile(seen: Seen) -> tuple[float, float]:
 
 
 def entropy(seen: Seen) -> tuple[float, float]:
-    """Return the range whose 256 levels lose the least information, the Kullback-Leibler divergence of what is left."""
+    """Return the range whose 256 levels lose the least information, by Kullback-Leibler divergence."""
     return _best(seen, _divergence)
 
 
@@ -164,8 +170,8 @@ def _best(seen: Seen, cost: Callable[[Seen, float, float], float]) -> tuple[floa
     if most == 0:
         return 0.0, 0.0
     thresholds = most * np.arange(1, CANDIDATES + 1) / CANDIDATES
-    tried = [(max(seen.low, -one), min(seen.high, one)) for one in thresholds.tolist()]
-    return min(tried, key=lambda one: cost(seen, *_with_zero(one)))
+    candidates = [(max(seen.low, -threshold), min(seen.high, threshold)) for threshold in thresholds.tolist()]
+    return min(candidates, key=lambda ends: cost(seen, *_with_zero(ends)))
 
 
 def _squared_error(seen: Seen, low: float, high: float) -> float:
@@ -177,7 +183,7 @@ def _squared_error(seen: Seen, low: float, high: float) -> float:
 
 
 def _divergence(seen: Seen, low: float, high: float) -> float:
-    """Return the divergence of the values, those outside counted at the ends, from 256 even levels of those inside."""
+    """Return the divergence of the values, clipped to a range, from 256 even levels of those inside it."""
     centres = seen.centres()
     inside = (centres >= low) & (centres <= high)
     if inside.sum() <= LEVELS:
@@ -196,55 +202,50 @@ def _divergence(seen: Seen, low: float, high: float) -> float:
     return float((p[present] * np.log(p[present] / np.maximum(q[present], 1e-12))).sum())
 
 
-def _with_zero(kept: tuple[float, float]) -> tuple[float, float]:
-    return min(kept[0], 0.0), max(kept[1], 0.0)
+def _with_zero(ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends
+    return min(low, 0.0), max(high, 0.0)
 
 
-def _note(name: str, seen: Seen, values: NDArray[np.float32], *, whole: bool) -> None:
+def _note(tensor: str, seen: Seen, values: NDArray[np.float32], *, histogram: bool) -> None:
     if not values.size:
         return
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise ToolError(f"the tensor {name!r} is not finite on a calibration sample; look for it with verify")
+        raise ToolError(f"the tensor {tensor!r} is not finite on a calibration sample; look for it with verify")
     seen.extend(low, high)
-    if whole and not seen.masks:
+    if histogram and not seen.masks:
         seen.count(values)
 
 
 def _float_tensors(proto: onnx.ModelProto) -> list[str]:
-    """Return the float32 tensors that a graph computes or is given, constants aside."""
+    """Return the float32 tensors that a graph computes or takes, constants excepted."""
     graph = proto.graph
-    constants = {one.name for one in graph.initializer} | {
+    constants = {tensor.name for tensor in graph.initializer} | {
         output for node in graph.node if node.op_type == "Constant" for output in node.output
     }
     known = [*graph.input, *graph.value_info, *graph.output]
     return list(
         dict.fromkeys(
-            one.name
-            for one in known
-            if one.type.tensor_type.elem_type == TensorProto.FLOAT and one.name not in constants
+            tensor.name
+            for tensor in known
+            if tensor.type.tensor_type.elem_type == TensorProto.FLOAT and tensor.name not in constants
         )
     )
 
 
-def _watching(proto: onnx.ModelProto, names: list[str], *, whole: bool) -> onnx.ModelProto:
-    """Return the graph as it answers with tensors, or with their extremes alone."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(proto)
-    graph = watched.graph
-    del graph.output[:]
-    given = {one.name for one in graph.input}
-    answers: list[str] = []
-    for name in names:
-        if whole and name not in given:
-            answers.append(name)
-            continue
-        operators = {LOW: "Identity"} if whole else {LOW: "ReduceMin", HIGH: "ReduceMax"}  # no input is an output
-        for suffix, operator in operators.items():
-            answers.append(f"{name}{suffix}")
-            node = helper.make_node(operator, [name], [answers[-1]], name=answers[-1])
-            if operator != "Identity":
-                node.attribute.append(helper.make_attribute("keepdims", 0))
-            graph.node.append(node)
-    graph.output.extend(helper.make_tensor_value_info(one, TensorProto.FLOAT, None) for one in answers)
-    return watched
+def _put_out_values(graph: onnx.GraphProto, tensors: list[str]) -> dict[str, str]:
+    """Let a graph put out tensors, in place; return which of them each output is."""
+    return dict(zip(watch(graph, tensors), tensors, strict=True))
+
+
+def _put_out_extremes(graph: onnx.GraphProto, tensors: list[str]) -> dict[str, str]:
+    """Let a graph put out the least and the greatest value of tensors, in place; return which of them each is of."""
+    tensor_of: dict[str, str] = {}
+    for tensor in tensors:
+        for suffix, operator in ((LOW, "ReduceMin"), (HIGH, "ReduceMax")):
+            name = f"{tensor}{suffix}"
+            graph.node.append(helper.make_node(operator, [tensor], [name], name=name, keepdims=0))
+            tensor_of[name] = tensor
+    watch(graph, list(tensor_of))
+    return tensor_of

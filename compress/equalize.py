@@ -1,17 +1,19 @@
-"""Cross-layer equalization: neighbouring layers share out the range of each channel between them; answers stay.
+"""Cross-layer equalization: neighbouring layers share the range of each channel evenly; the outputs do not change.
 
 Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from compress.int8_rounding import input_axis, output_axis
+from compress.int8_rounding import input_axis, is_unscaled, output_axis
+from core.onnx_graph import attribute_values, consumers, initializer_arrays
 
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Identity")
 """Operators through which a positive factor of a channel passes."""
@@ -21,7 +23,7 @@ SETTLED = 1e-3  # relative change of the factors below which a round was the las
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    """A layer, and the only one that reads what it makes; axes are those of the channels they share."""
+    """A layer and the only one that reads its output, with the axes of their weights that are the shared channels."""
 
     first: onnx.NodeProto
     first_axis: int
@@ -30,25 +32,24 @@ class _Pair:
 
 
 def equalized(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return a graph that answers alike, its channels' ranges equalized, or None where it has no such layers.
+    """Return a graph with the same outputs whose channels' ranges are equalized, or None where no layers allow it.
 
     Args:
-        proto: A float32 graph, batch norms folded into what they follow.
+        proto: A float32 graph, batch norms folded into the layers before them.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    constants = {one.name: numpy_helper.to_array(one).copy() for one in made.graph.initializer}
-    pairs = list(_pairs(made.graph, constants))
+    result = deepcopy(proto)
+    constants = {name: values.copy() for name, values in initializer_arrays(result.graph).items()}
+    pairs = list(_pairs(result.graph, constants))
     if not pairs:
         return None
     for _ in range(ROUNDS):
         if max(_equalize(pair, constants) for pair in pairs) < SETTLED:
             break
     changed = {tensor for pair in pairs for node in (pair.first, pair.second) for tensor in node.input[1:]}
-    for one in made.graph.initializer:
-        if one.name in changed:
-            one.CopyFrom(numpy_helper.from_array(constants[one.name], one.name))
-    return made
+    for initializer in result.graph.initializer:
+        if initializer.name in changed:
+            initializer.CopyFrom(numpy_helper.from_array(constants[initializer.name], initializer.name))
+    return result
 
 
 def _equalize(pair: _Pair, constants: Mapping[str, NDArray[np.float32]]) -> float:
@@ -66,59 +67,59 @@ def _equalize(pair: _Pair, constants: Mapping[str, NDArray[np.float32]]) -> floa
 
 
 def _reach(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = np.abs(weight).max(axis=tuple(one for one in range(weight.ndim) if one != axis))
-    return found
+    """Return the largest magnitude in each channel of a weight."""
+    reach: NDArray[np.float32] = np.abs(weight).max(axis=tuple(other for other in range(weight.ndim) if other != axis))
+    return reach
 
 
 def _along(values: NDArray[np.float32], weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
+    """Return a value for each channel in the shape that multiplies a weight along its channels."""
     shape = [1] * weight.ndim
     shape[axis] = -1
     return values.reshape(shape)
 
 
-def _pairs(graph: onnx.GraphProto, constants: Mapping[str, NDArray[np.float32]]) -> list[_Pair]:
-    """Return the layers whose output one other layer alone reads, and through homogeneous operators only."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for tensor in node.input:
-            readers.setdefault(tensor, []).append(node)
-    answers = {one.name for one in graph.output}
-    found = []
+def _pairs(graph: onnx.GraphProto, constants: Mapping[str, NDArray[np.float32]]) -> Iterator[_Pair]:
+    """Yield the layers whose output only one other layer reads, with only homogeneous operators between them."""
+    readers = consumers(graph)
+    answers = {output.name for output in graph.output}
     for first in graph.node:
         if not _is_layer(first, constants, readers):
             continue
-        last = first
-        while True:
-            after = readers.get(last.output[0], [])
-            if len(after) != 1 or last.output[0] in answers or after[0].input[0] != last.output[0]:
-                break
-            if after[0].op_type in HOMOGENEOUS:
-                last = after[0]
-                continue
-            if _is_layer(after[0], constants, readers):
-                found += _paired(first, after[0], constants)
-            break
-    return found
+        reader = _only_reader(first, readers, answers)
+        while reader is not None and reader.op_type in HOMOGENEOUS:
+            reader = _only_reader(reader, readers, answers)
+        if reader is not None and _is_layer(reader, constants, readers):
+            yield from _paired(first, reader, constants)
+
+
+def _only_reader(
+    node: onnx.NodeProto, readers: Mapping[str, list[onnx.NodeProto]], answers: set[str]
+) -> onnx.NodeProto | None:
+    """Return the node that alone reads what a node makes, and reads it first, or None where there is no such node."""
+    tensor = node.output[0]
+    after = readers.get(tensor, [])
+    return after[0] if len(after) == 1 and tensor not in answers and after[0].input[:1] == [tensor] else None
 
 
 def _is_layer(
     node: onnx.NodeProto, constants: Mapping[str, NDArray[np.float32]], readers: Mapping[str, list[onnx.NodeProto]]
 ) -> bool:
-    """Tell whether a node multiplies by a weight, and adds a bias, that it shares with no other."""
+    """Tell whether a node multiplies by a weight and adds a bias that no other node reads."""
     if node.op_type not in ("Conv", "Gemm") or any(tensor not in constants for tensor in node.input[1:] if tensor):
         return False
-    plain = all(helper.get_attribute_value(one) == 1 for one in node.attribute if one.name in ("alpha", "beta"))
-    return plain and all(len(readers[tensor]) == 1 for tensor in node.input[1:] if tensor)
+    return is_unscaled(node) and all(len(readers[tensor]) == 1 for tensor in node.input[1:] if tensor)
 
 
 def _paired(first: onnx.NodeProto, second: onnx.NodeProto, constants: Mapping[str, NDArray[np.float32]]) -> list[_Pair]:
-    groups = next((one.i for one in second.attribute if one.name == "group"), 1)
+    """Return the pair of two layers, or nothing where their weights do not share channels one by one."""
+    groups = attribute_values(second).get("group", 1)
     weight = constants[second.input[1]]
     depthwise = groups > 1 and weight.shape[1] == 1 and groups == len(weight)
     if groups > 1 and not depthwise:
         return []
     pair = _Pair(first, output_axis(first, 2), second, 0 if depthwise else input_axis(second))
     channels = constants[first.input[1]].shape[pair.first_axis]
-    bias = [constants[tensor].size for tensor in first.input[2:] if tensor]
-    fits = weight.shape[pair.second_axis] == channels and bias in ([], [channels])
+    bias_sizes = [constants[tensor].size for tensor in first.input[2:] if tensor]
+    fits = weight.shape[pair.second_axis] == channels and bias_sizes in ([], [channels])
     return [pair] if fits else []

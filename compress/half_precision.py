@@ -1,18 +1,20 @@
 """Writes the float16 or bfloat16 form of a float32 file; what would overflow in float16 stays in float32."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from compress.calibration import Ranges
+from core.onnx_graph import attribute_values, initializer_arrays, producers, remove_unread
 
 HalfType = Literal["float16", "bfloat16"]
-MOST = float(np.finfo(np.float16).max) / 2  # half of the greatest: other samples reach further than those seen
+MOST = float(np.finfo(np.float16).max) / 2  # half of the greatest: other samples may reach further than those seen
 
 
 def overflowing(proto: onnx.ModelProto, ranges: Ranges) -> tuple[str, ...]:
@@ -23,9 +25,9 @@ def overflowing(proto: onnx.ModelProto, ranges: Ranges) -> tuple[str, ...]:
         ranges: Of its tensors.
     """
     greatest = {name: max(abs(low), abs(high)) for name, (low, high) in ranges.items()}
-    for one in proto.graph.initializer:
-        if one.data_type == TensorProto.FLOAT and (values := numpy_helper.to_array(one)).size:
-            greatest[one.name] = float(np.abs(values).max())
+    for name, values in initializer_arrays(proto.graph).items():
+        if values.dtype == np.float32 and values.size:
+            greatest[name] = float(np.abs(values).max())
     return tuple(
         node.name
         for node in proto.graph.node
@@ -42,21 +44,22 @@ def write_half(prepared: Path, output: Path, half: HalfType, in_float: Sequence[
         half: The element type.
         in_float: Names of graph nodes that stay in float32.
     """
-    proto = onnx.load(prepared)
-    made = convert_float_to_float16(proto, keep_io_types=True, disable_shape_infer=True, node_block_list=list(in_float))
-    _keep_whole(made.graph)
+    float32 = onnx.load(prepared)
+    proto = convert_float_to_float16(
+        float32, keep_io_types=True, disable_shape_infer=True, node_block_list=list(in_float)
+    )
+    _bypass_casts(proto.graph)
     if half == "bfloat16":
-        whole = {one.name: one for one in onnx.load(prepared).graph.initializer}
-        _as_bfloat16(made.graph, whole)
-    onnx.save(made, output)
+        _as_bfloat16(proto.graph, initializer_arrays(onnx.load(prepared).graph))  # the converter changed what it read
+    onnx.save(proto, output)
 
 
-def _keep_whole(graph: onnx.GraphProto) -> None:
+def _bypass_casts(graph: onnx.GraphProto) -> None:
     """Let neighbours in float32 hand tensors to one another as they are, in place.
 
-    The converter casts whatever a node in float32 makes to float16, and back for the next.
+    The converter casts the output of every node in float32 to float16, and back for the next.
     """
-    maker = {output: node for node in graph.node for output in node.output}
+    maker = producers(graph)
 
     def before_casts(tensor: str) -> str:
         widened = maker.get(tensor)
@@ -68,22 +71,19 @@ def _keep_whole(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for index, tensor in enumerate(node.input):
             node.input[index] = before_casts(tensor)
-    for kind in (TensorProto.FLOAT, TensorProto.FLOAT16):  # those that nothing reads any more
-        read = {tensor for node in graph.node for tensor in node.input} | {one.name for one in graph.output}
-        for node in [one for one in graph.node if _casts_to(one, kind) and one.output[0] not in read]:
-            graph.node.remove(node)
+    remove_unread(graph, lambda node: _casts_to(node, TensorProto.FLOAT) or _casts_to(node, TensorProto.FLOAT16))
 
 
-def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
-    return node.op_type == "Cast" and any(one.name == "to" and one.i == kind for one in node.attribute)
+def _casts_to(node: onnx.NodeProto, element_type: int) -> bool:
+    return node.op_type == "Cast" and attribute_values(node).get("to") == element_type
 
 
-def _as_bfloat16(graph: onnx.GraphProto, whole: dict[str, TensorProto]) -> None:
+def _as_bfloat16(graph: onnx.GraphProto, float32: Mapping[str, NDArray[np.float32]]) -> None:
     """Turn float16 into bfloat16, in place, each constant from its float32 values where it has some."""
-    for one in graph.initializer:
-        if one.data_type == TensorProto.FLOAT16:
-            source = numpy_helper.to_array(whole.get(one.name, one)).astype(np.float32)
-            one.CopyFrom(helper.make_tensor(one.name, TensorProto.BFLOAT16, source.shape, source.flatten()))
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            known = float32.get(tensor.name)
+            tensor.CopyFrom(_bfloat16(tensor.name, numpy_helper.to_array(tensor) if known is None else known))
     for value in (*graph.input, *graph.output, *graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.BFLOAT16
@@ -92,7 +92,8 @@ def _as_bfloat16(graph: onnx.GraphProto, whole: dict[str, TensorProto]) -> None:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
                 attribute.i = TensorProto.BFLOAT16
             if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT16:
-                source = numpy_helper.to_array(attribute.t).astype(np.float32)
-                attribute.t.CopyFrom(
-                    helper.make_tensor(attribute.t.name, TensorProto.BFLOAT16, source.shape, source.flatten())
-                )
+                attribute.t.CopyFrom(_bfloat16(attribute.t.name, numpy_helper.to_array(attribute.t)))
+
+
+def _bfloat16(name: str, values: NDArray[np.floating]) -> TensorProto:
+    return helper.make_tensor(name, TensorProto.BFLOAT16, values.shape, values.astype(np.float32).flatten())

@@ -1,6 +1,7 @@
 """Writes the int8 forms of a float32 file, by ONNX Runtime's quantizer."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compress.calibration import Ranges
 from compress.int8_layouts import PRODUCTS, Layout
+from core.onnx_graph import producers, remove_unread
 from core.onnx_model import BAKED
 
 TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -18,7 +20,7 @@ PASSING = ("Relu", "Clip", "LeakyRelu", "MaxPool", "Reshape", "Flatten", "Transp
 """Operators whose output keeps the resolution of their input."""
 FORMS = {"qdq": QuantFormat.QDQ, "qoperator": QuantFormat.QOperator}
 DYNAMIC = ("MatMul", "Attention", "LSTM", "Gather", "EmbedLayerNormalization")
-"""Operators whose dynamic form is fast or small: that of a convolution is neither. Gemm becomes MatMul."""
+"""Operators whose dynamic form is fast or small; that of a convolution is neither. Gemm becomes MatMul."""
 INTEGER_PRODUCTS = (
     *("QLinearConv", "QLinearMatMul", "QGemm", "QAttention"),
     *("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"),
@@ -26,7 +28,7 @@ INTEGER_PRODUCTS = (
 
 
 def name_nodes(graph: onnx.GraphProto) -> None:
-    """Give each node a name of its own, in place: ONNX asks for none, but nodes are excluded and told apart by it."""
+    """Give each node a name of its own, in place: ONNX requires none, but nodes are excluded and told apart by name."""
     taken = {node.name for node in graph.node}
     seen = {""}
     for index, node in enumerate(graph.node):
@@ -40,10 +42,9 @@ def name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
-    """Write a file as calibrating and quantizing need it: all types inferred, weights in Constant nodes lifted."""
+    """Write a file as calibrating and quantizing need it: types inferred, Constant nodes turned into initializers."""
     prepared = folder / "prepared.onnx"
-    lifted = onnx.ModelProto()
-    lifted.CopyFrom(proto)
+    lifted = deepcopy(proto)
     _lift_constants(lifted.graph)
     quant_pre_process(lifted, str(prepared), skip_optimization=True, skip_symbolic_shape=True)
     return prepared
@@ -51,7 +52,7 @@ def prepare(proto: onnx.ModelProto, folder: Path) -> Path:
 
 def _lift_constants(graph: onnx.GraphProto) -> None:
     """Turn Constant nodes into initializers, in place; onnx-ir's pass also notes shapes, which rewriting falsifies."""
-    for node in [one for one in graph.node if one.op_type == "Constant" and one.attribute[0].name == "value"]:
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
         weight = graph.initializer.add()
         weight.CopyFrom(node.attribute[0].t)
         weight.name = node.output[0]
@@ -66,12 +67,12 @@ def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, i
         output: The file to make.
         ranges: Of its tensors.
         layout: The form.
-        in_float: Names of graph nodes that stay in float, and, in the ``qdq`` form, read what no rounding has touched.
+        in_float: Names of graph nodes that stay in float; in the ``qdq`` form they read unrounded tensors.
     """
-    known = prepared.with_name("ranges.json")
+    cache = prepared.with_name("ranges.json")
     baked = [node.name for node in onnx.load(prepared).graph.node if node.name.startswith(BAKED)]
-    arrays = {name: tuple(np.float32(one) for one in kept) for name, kept in ranges.items()}
-    save_tensors_data(TensorsData(CalibrationMethod.MinMax, arrays), known)
+    ends = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, ends), cache)
     quantize_static(
         prepared,
         output,
@@ -83,17 +84,18 @@ def write_static(prepared: Path, output: Path, ranges: Ranges, layout: Layout, i
         activation_type=TYPES[layout.activation_type],
         weight_type=TYPES[layout.weight_type],
         nodes_to_exclude=[*in_float, *baked],
-        calibration_cache_path=known,
-        extra_options={"QDQKeepRemovableActivations": bool(in_float)},  # a range that begins at zero stands for Relu
+        calibration_cache_path=cache,
+        # Otherwise a Relu whose range begins at zero is removed, and unrounded tensors would lack it.
+        extra_options={"QDQKeepRemovableActivations": bool(in_float)},
     )
     if in_float and layout.form == "qdq":
-        made = onnx.load(output)
-        _read_unrounded(made.graph, in_float)
-        onnx.save(made, output)
+        proto = onnx.load(output)
+        _read_unrounded(proto.graph, in_float)
+        onnx.save(proto, output)
 
 
 def write_dynamic(prepared: Path, output: Path, layout: Layout, in_float: Sequence[str]) -> None:
-    """Write the dynamic int8 form of a file: weights are rounded here, activations by their range when it runs.
+    """Write the dynamic int8 form of a file: weights are rounded now, activations when it runs, by their range then.
 
     Args:
         prepared: From `prepare`.
@@ -107,21 +109,21 @@ def write_dynamic(prepared: Path, output: Path, layout: Layout, in_float: Sequen
         output,
         op_types_to_quantize=list(DYNAMIC),
         per_channel=layout.per_channel,
-        reduce_range=layout.reduce_range or "LSTM" in operators,  # whose saturation is not simulated
+        reduce_range=layout.reduce_range or "LSTM" in operators,  # saturation of an LSTM is not simulated
         weight_type=TYPES[layout.weight_type],
         nodes_to_exclude=[*in_float, *(f"{name}_MatMul" for name in in_float)],
     )
 
 
 def rounds_when_it_runs(node: onnx.NodeProto, graph: onnx.GraphProto) -> bool:
-    """Tell whether the dynamic form makes a node int8: of products, those with a constant matrix only."""
+    """Tell whether the dynamic form makes a node int8: of products, only those with a constant matrix."""
     if node.op_type in ("MatMul", "Gemm"):
-        return node.input[1] in {one.name for one in graph.initializer}
+        return node.input[1] in {tensor.name for tensor in graph.initializer}
     return node.op_type in DYNAMIC
 
 
 def multiplies_in_int8(graph: onnx.GraphProto) -> bool:
-    """Tell whether a file has a product of int8: ONNX Runtime's quantizer passes over what it cannot quantize."""
+    """Tell whether a graph has an int8 product: ONNX Runtime's quantizer passes over what it cannot quantize."""
     restored = {output for node in graph.node if node.op_type == "DequantizeLinear" for output in node.output}
     return any(
         node.op_type in INTEGER_PRODUCTS or (node.op_type in PRODUCTS and restored.issuperset(node.input[:2]))
@@ -131,7 +133,7 @@ def multiplies_in_int8(graph: onnx.GraphProto) -> bool:
 
 def _read_unrounded(graph: onnx.GraphProto, names: Sequence[str]) -> None:
     """Let nodes read tensors from before the pairs of QuantizeLinear and DequantizeLinear, in place."""
-    maker = {output: node for node in graph.node for output in node.output}
+    maker = producers(graph)
     waiting = [node for node in graph.node if node.name in names]
     while waiting:
         node = waiting.pop()
@@ -143,7 +145,4 @@ def _read_unrounded(graph: onnx.GraphProto, names: Sequence[str]) -> None:
             before = maker.get(node.input[index])
             if before is not None and before.op_type in PASSING:
                 waiting.append(before)
-    for operator in ("DequantizeLinear", "QuantizeLinear"):  # those that nothing reads any more
-        read = {tensor for node in graph.node for tensor in node.input} | {one.name for one in graph.output}
-        for node in [one for one in graph.node if one.op_type == operator and one.output[0] not in read]:
-            graph.node.remove(node)
+    remove_unread(graph, lambda node: node.op_type in ("DequantizeLinear", "QuantizeLinear"))

@@ -68,22 +68,23 @@ def fast_layout(reduce_range: bool | None = None) -> Layout:
     Args:
         reduce_range: Use 7 of 8 bits for weights; None asks this processor.
     """
-    found = _fast_here()
-    if reduce_range is None or reduce_range == found.reduce_range:
-        return found
+    layout = _fast_here()
+    if reduce_range is None or reduce_range == layout.reduce_range:
+        return layout
     asked = "7-bit weights as asked for" if reduce_range else "8-bit weights as asked for"
-    return found.model_copy(update={"reduce_range": reduce_range, "reason": f"{found.reason}; {asked}"})
+    return layout.model_copy(update={"reduce_range": reduce_range, "reason": f"{layout.reason}; {asked}"})
 
 
 def layouts_worth_trying(
     provider: str, reduce_range: bool | None = None, operators: Sequence[str] = ()
 ) -> tuple[Layout, ...]:
-    """Return the layouts to measure, the one that is taken without measuring first.
+    """Return the layouts to measure; the first is the one that is taken where nothing is measured.
 
     Args:
         provider: Where the file will run.
         reduce_range: Use 7 of 8 bits for weights; None asks this processor.
-        operators: Of the graph, one for each node: the dynamic form is for those of matrices and of recurrences.
+        operators: Operator types of the graph's nodes; the dynamic form is worth trying where matrix products and
+            recurrences outnumber convolutions.
 
     Raises:
         GateMissedError: ONNX Runtime has no fast static int8 there.
@@ -94,7 +95,7 @@ def layouts_worth_trying(
     def other(reason: str, **changes: object) -> Layout:
         return first.model_copy(update={"reason": f"measured: {reason}", **changes})
 
-    matrices = sum(one in ("MatMul", "Gemm", "LSTM", "Attention") for one in operators)
+    matrices = sum(operator in ("MatMul", "Gemm", "LSTM", "Attention") for operator in operators)
     dynamic = other("ranges found when it runs", form="dynamic", activation_type="uint8", weight_type="int8")
     return (
         first,
@@ -107,7 +108,7 @@ def layouts_worth_trying(
 
 
 def layouts_ruled_out(worth_trying: Sequence[Layout]) -> tuple[Layout, ...]:
-    """Return the layouts that are not worth measuring here, and why, beside those from `layouts_worth_trying`."""
+    """Return the layouts that are not worth measuring here, and why, beside those of `layouts_worth_trying`."""
     first = worth_trying[0]
 
     def other(reason: str, **changes: object) -> Layout:
@@ -125,7 +126,7 @@ def layouts_ruled_out(worth_trying: Sequence[Layout]) -> tuple[Layout, ...]:
     return (
         *types,
         other(_why_not_bits(first), reduce_range=not first.reduce_range),
-        *[dynamic] * all(one.form != "dynamic" for one in worth_trying),
+        *[dynamic] * all(layout.form != "dynamic" for layout in worth_trying),
     )
 
 
@@ -140,7 +141,7 @@ def is_arm() -> bool:
 
 
 def _why_not_bits(taken: Layout) -> str:
-    """Return why weights do not have 8 bits where a layout gives them 7, or 7 where it gives them 8."""
+    """Return why weights have 7 bits in a layout and not 8, or 8 and not 7."""
     if taken.reduce_range != _fast_here().reduce_range:
         return "the other number of bits was asked for"
     if taken.reduce_range:

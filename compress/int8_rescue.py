@@ -9,81 +9,85 @@ from dataclasses import replace
 
 from compress.calibration import Method
 from compress.int8_sensitivity import LayerDamage
-from compress.int8_trial import Form, Measured, Trial, TriedForm, scored, timed, usable
+from compress.int8_trial import Form, Measured, Trial, timed, written_and_scored
 
 Sensitivity = Callable[[Form], Sequence[LayerDamage]]
 """What each layer loses in a form."""
 
 
 def rescued(
-    start: Measured, trial: Trial, methods: Sequence[Method], sensitivity: Sensitivity, tried: list[TriedForm]
+    start: Measured, trial: Trial, methods: Sequence[Method], sensitivity: Sensitivity
 ) -> tuple[list[Measured], Measured | None]:
-    """Return all that was made of a form that loses too much, and what serves: it fits, and is timed to be faster.
+    """Return every candidate derived from `start`, and the one within `max_drop` that is measurably faster, or None.
 
     Args:
-        start: The form.
-        trial: What they are put through.
+        start: A form that loses too much.
+        trial: What candidates go through.
         methods: Other ways to find ranges.
-        sensitivity: Asked for where neither ranges nor treatments serve.
-        tried: Told what cannot be used.
+        sensitivity: What each layer loses in a form; asked for where neither ranges nor treatments are enough.
     """
-    others = _with_other_ranges(start, trial, methods, tried)
-    nearest = min([start, *others], key=lambda one: one.lost)
-    for treatment in trial.treatments:
-        if nearest.lost <= trial.max_drop:
-            break
-        treated = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
-        one = _usable_and_scored(treated, trial, treatment.replace(" ", "-"), tried)
-        others += [one] if one else []
-        nearest = min([nearest, *others], key=lambda one: one.lost)
-    if nearest.lost <= trial.max_drop:
-        return _timed_last([one for one in others if one is not nearest], nearest, trial)
-    tried_in_float, serves = _with_layers_in_float(nearest, trial, hardest_first(sensitivity(nearest.form)), tried)
-    others += tried_in_float
-    return _timed_last(others, serves, trial) if serves else (others, None)
+    candidates = _with_other_ranges(start, trial, methods)
+    candidates += _treated(_nearest([start, *candidates]), trial)
+    nearest = _nearest([start, *candidates])
+    serves: Measured | None = nearest
+    if nearest.lost > trial.max_drop:
+        in_float, serves = _with_layers_in_float(nearest, trial, hardest_first(sensitivity(nearest.form)))
+        candidates += in_float
+    return _timed_last(candidates, serves, trial) if serves else (candidates, None)
 
 
 def hardest_first(layers: Sequence[LayerDamage]) -> list[str]:
     """Return the nodes' names, that of the layer that loses most first."""
-    return [one.node for one in sorted(layers, key=lambda one: one.total, reverse=True)]
+    return [layer.node for layer in sorted(layers, key=lambda layer: layer.total, reverse=True)]
 
 
-def _with_other_ranges(
-    start: Measured, trial: Trial, methods: Sequence[Method], tried: list[TriedForm]
-) -> list[Measured]:
+def _nearest(candidates: Sequence[Measured]) -> Measured:
+    """Return the candidate that loses least, the first of equals."""
+    return min(candidates, key=lambda candidate: candidate.lost)
+
+
+def _with_other_ranges(start: Measured, trial: Trial, methods: Sequence[Method]) -> list[Measured]:
+    """Return the form with its ranges found in other ways; of the dynamic form they are found when it runs."""
     layout = start.form.layout
-    if layout.form == "dynamic":  # whose ranges are found when it runs
+    if layout.form == "dynamic":
         return []
-    found = [_usable_and_scored(Form(layout, method), trial, method, tried) for method in methods]
-    return [one for one in found if one]
+    return [written_and_scored(Form(layout, method), trial, method) for method in methods]
+
+
+def _treated(nearest: Measured, trial: Trial) -> list[Measured]:
+    """Treat the form that loses least in one way after another, until one loses little enough; return those made."""
+    candidates: list[Measured] = []
+    for treatment in trial.treatments:
+        if nearest.lost <= trial.max_drop:
+            break
+        form = replace(nearest.form, treatments=(*nearest.form.treatments, treatment))
+        candidates.append(written_and_scored(form, trial, treatment.replace(" ", "-")))
+        nearest = _nearest([nearest, candidates[-1]])
+    return candidates
 
 
 def _with_layers_in_float(
-    nearest: Measured, trial: Trial, order: Sequence[str], tried: list[TriedForm]
+    nearest: Measured, trial: Trial, order: Sequence[str]
 ) -> tuple[list[Measured], Measured | None]:
-    """Leave the first so many in float; return what else was made, and what fits with the fewest."""
-    others: list[Measured] = []
+    """Leave the first layers of an order in float; return what was made, and what fits with the fewest of them."""
+    candidates: list[Measured] = []
     serves: Measured | None = None
-    low, high = 0, len(order)  # so many are too few, so many are enough
+    low, high = 0, len(order)  # `low` layers are too few; `high` are enough, or all there are
     while high - low > 1:
         count = low + 1 if low == 0 else (low + high) // 2  # one layer is the usual answer
         form = replace(nearest.form, in_float=tuple(order[:count]))
-        one = _usable_and_scored(form, trial, f"float{count}", tried)
-        if one and one.lost <= trial.max_drop:
-            others += [serves] if serves else []
-            high, serves = count, one
+        candidates.append(written_and_scored(form, trial, f"float{count}"))
+        if candidates[-1].lost <= trial.max_drop:
+            high, serves = count, candidates[-1]
         else:
             low = count
-            others += [one] if one else []
-    return others, serves
+    return candidates, serves
 
 
-def _timed_last(others: list[Measured], serves: Measured, trial: Trial) -> tuple[list[Measured], Measured | None]:
-    """Time the form that fits; return all forms, and that one if it is faster than float32, else None."""
-    [one] = timed([serves], trial)
-    return [*others, one], one if one.is_faster else None
-
-
-def _usable_and_scored(form: Form, trial: Trial, name: str, tried: list[TriedForm]) -> Measured | None:
-    one = usable(form, trial, name, tried)
-    return one and scored(one, trial, tried)
+def _timed_last(
+    candidates: Sequence[Measured], serves: Measured, trial: Trial
+) -> tuple[list[Measured], Measured | None]:
+    """Time the candidate that fits; return all with it last, and that one if it is faster than float32, else None."""
+    others = [candidate for candidate in candidates if candidate is not serves]
+    [serves] = timed([serves], trial)
+    return [*others, serves], serves if serves.is_faster else None

@@ -5,10 +5,11 @@ import onnx
 from numpy.typing import NDArray
 
 from compress.int8_layouts import Layout
+from core.onnx_graph import attribute_values
 
 
 def highest_weight(*, reduce_range: bool) -> int:
-    """Return the code that a weight's largest value gets, as ONNX Runtime's quantizer gives it."""
+    """Return the code that ONNX Runtime's quantizer gives to a weight's largest value."""
     return 64 if reduce_range else 127
 
 
@@ -22,7 +23,7 @@ def rounded_weight(weight: NDArray[np.float32], node: onnx.NodeProto, layout: La
 
 
 def output_axis(node: onnx.NodeProto, rank: int) -> int:
-    """Return which axis of a layer's weight, of so many, is its output channels."""
+    """Return which axis of a layer's weight, which has `rank` of them, is its output channels."""
     if node.op_type == "Conv":
         return 0
     if node.op_type == "ConvTranspose":
@@ -37,5 +38,11 @@ def input_axis(node: onnx.NodeProto) -> int:
     return 1 if _is_transposed(node) else 0
 
 
+def is_unscaled(node: onnx.NodeProto) -> bool:
+    """Tell whether a layer adds its product and its bias as they are: only a Gemm may state factors of them."""
+    stated = attribute_values(node)
+    return all(stated.get(factor, 1) == 1 for factor in ("alpha", "beta"))
+
+
 def _is_transposed(node: onnx.NodeProto) -> bool:
-    return any(one.name == "transB" and one.i for one in node.attribute)
+    return bool(attribute_values(node).get("transB"))

@@ -8,7 +8,7 @@ from core.onnx_model import OnnxModel
 from core.predict import in_whole_batches, num_right, predict
 
 SCORED = 2000  # samples of the validation split
-SCORED_AT_ONCE = 16  # what simulates saturation holds a tensor for every pair of weights
+SCORED_AT_ONCE = 16  # few, since the simulation of saturation holds a tensor for every pair of weights
 
 
 def num_scored(model: OnnxModel, data: Data) -> int:

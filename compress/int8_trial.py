@@ -1,4 +1,4 @@
-"""What a form of int8 is put through: it is written, run once, timed beside float32, and scored."""
+"""What every form of int8 goes through: it is written, run once, timed beside float32, and scored."""
 
 import logging
 import math
@@ -21,8 +21,8 @@ from core.progress import Progress
 logger = logging.getLogger(__name__)
 
 Treatment = Literal["equalized", "bias corrected"]
-CLOSE = 0.02  # of a speedup, within which one file is about as fast as another
-FASTER = 1 + CLOSE  # from which a speedup is more than the noise of timing a file against itself
+CLOSE = 0.02  # Files whose speedups differ by no more than this share are about as fast.
+FASTER = 1 + CLOSE  # A smaller speedup may be the noise of timing a file against itself.
 ONNX_RUNTIME = Path(onnxruntime.__file__).parent
 
 
@@ -67,7 +67,7 @@ class TriedForm(BaseModel, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What candidates are put through.
+    """What candidates go through.
 
     Attributes:
         write: Writes a form to a file.
@@ -77,7 +77,7 @@ class Trial:
         folder: Where the files go.
         max_drop: Points that may be lost.
         progress: Told of every candidate.
-        treatments: What can be done to this file where what is fast loses too much.
+        treatments: What can be done to this file where the fast forms lose too much.
     """
 
     write: Callable[[Form, Path], None]
@@ -92,16 +92,25 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A form that was written, and what is known of its file."""
+    """A form, and what is known of its file.
+
+    Attributes:
+        form: The form.
+        path: The file.
+        speedup: Latency of float32 over its own; None where it was not timed.
+        drop: Points of accuracy lost; None where it was not scored.
+        unusable: Why it cannot be written, run or scored; None where it can.
+    """
 
     form: Form
     path: Path
     speedup: float | None = None
     drop: float | None = None
+    unusable: str | None = None
 
     @property
     def lost(self) -> float:
-        """Points that it is known to lose: without end where it was not scored."""
+        """Points that it is known to lose; infinite where it was not scored."""
         return math.inf if self.drop is None else self.drop
 
     @property
@@ -110,55 +119,61 @@ class Measured:
         return self.speedup is not None and self.speedup >= FASTER
 
 
-def usable(form: Form, trial: Trial, name: str, tried: list[TriedForm]) -> Measured | None:
-    """Write a form to a file of this name and see that it runs; note it as tried where it does not."""
+def written(form: Form, trial: Trial, name: str) -> Measured:
+    """Write a form to a file of this name, and run it once; the result says why it cannot be used where it cannot."""
+    candidate = Measured(form, trial.folder / f"{name}.onnx")
 
-    def written() -> Measured:
-        path = trial.folder / f"{name}.onnx"
-        trial.write(form, path)
-        if not multiplies_in_int8(read_proto(path).graph):
+    def write_and_run() -> Measured:
+        trial.write(form, candidate.path)
+        if not multiplies_in_int8(read_proto(candidate.path).graph):
             raise ToolError("no product in it could be made int8")
-        trial.run_once(open_onnx(path))
-        return Measured(form, path)
+        trial.run_once(open_onnx(candidate.path))
+        return candidate
 
-    return _or_noted(form, None, tried, written)
-
-
-def scored(one: Measured, trial: Trial, tried: list[TriedForm]) -> Measured | None:
-    """Score a form; note it as tried where it cannot be used."""
-    return _or_noted(one.form, one.speedup, tried, lambda: replace(one, drop=trial.drop_of(open_onnx(one.path))))
+    return _or_unusable(candidate, write_and_run)
 
 
-def timed(found: Sequence[Measured], trial: Trial) -> list[Measured]:
+def scored(candidate: Measured, trial: Trial) -> Measured:
+    """Score a form's file; the result says why it cannot be used where it cannot."""
+    return _or_unusable(candidate, lambda: replace(candidate, drop=trial.drop_of(open_onnx(candidate.path))))
+
+
+def written_and_scored(form: Form, trial: Trial, name: str) -> Measured:
+    """Do both, where the first shows that the form can be used."""
+    candidate = written(form, trial, name)
+    return candidate if candidate.unusable else scored(candidate, trial)
+
+
+def timed(candidates: Sequence[Measured], trial: Trial) -> list[Measured]:
     """Time files, all side by side."""
-    speedups = trial.measure_speedups([open_onnx(one.path) for one in found]) if found else ()
-    return [replace(one, speedup=speedup) for one, speedup in zip(found, speedups, strict=True)]
+    speedups = trial.measure_speedups([open_onnx(candidate.path) for candidate in candidates]) if candidates else ()
+    return [replace(candidate, speedup=speedup) for candidate, speedup in zip(candidates, speedups, strict=True)]
 
 
-def about_as_fast(found: Sequence[Measured]) -> list[Measured]:
+def about_as_fast(candidates: Sequence[Measured]) -> list[Measured]:
     """Return the fastest of files that were timed, and those that are about as fast, the fastest first."""
-    ordered = sorted(found, key=lambda one: one.speedup or 0, reverse=True)
-    return [one for one in ordered if (one.speedup or 0) * (1 + CLOSE) >= (ordered[0].speedup or 0)]
+    ordered = sorted(candidates, key=lambda candidate: candidate.speedup or 0, reverse=True)
+    return [candidate for candidate in ordered if (candidate.speedup or 0) * (1 + CLOSE) >= (ordered[0].speedup or 0)]
 
 
-def _or_noted(
-    form: Form, speedup: float | None, tried: list[TriedForm], make: Callable[[], Measured]
-) -> Measured | None:
-    """Make something of a form; where the form is to blame that it cannot be made, note it as tried."""
+def _or_unusable(candidate: Measured, measure: Callable[[], Measured]) -> Measured:
+    """Return what is measured of a candidate; where its form is to blame for an error, the candidate with the reason.
+
+    Raises:
+        Exception: One that the form is not to blame for.
+    """
     try:
-        return make()
+        return measure()
     except (OSError, UnreadableSampleError):  # the disk is full, say, or an image is cut short: no form is to blame
         raise
     except Exception as error:  # ONNX Runtime's quantizer and kernels do not know every operator in every form
         if not _comes_of_the_form(error):
             raise
-        logger.debug("%s cannot be used", form.title, exc_info=True)
-        reason = f"cannot be used: {' '.join(str(error).split())[:200]}"
-        tried.append(TriedForm(form=form.title, speedup=speedup, drop=None, verdict=reason))
-        return None
+        logger.debug("%s cannot be used", candidate.form.title, exc_info=True)
+        return replace(candidate, unusable=f"cannot be used: {' '.join(str(error).split())[:200]}")
 
 
 def _comes_of_the_form(error: Exception) -> bool:
-    """Return whether the form is to blame: a `ToolError`, or one from inside ONNX Runtime; else it is a bug of ours."""
+    """Return whether the form is to blame: a `ToolError`, or an error inside ONNX Runtime; others are bugs of ours."""
     files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, ToolError) or any(file.is_relative_to(ONNX_RUNTIME) for file in files)

@@ -46,14 +46,14 @@ class QuantizeReport(Report, frozen=True):
     """What quantization did.
 
     Attributes:
-        precision: What it computes in.
+        precision: The precision the file computes in.
         layout: The form it took; None where it is not int8.
         calibration_method: How ranges were found; None where none were needed.
         treatments: What was done to the float32 graph first: ``equalized``, ``bias corrected``.
         left_in_float: Names of nodes that stayed in float32: what was excluded, what lost too much in int8, and what
-            would overflow in float16; without those that no form rounds, as what masks an attention.
+            would overflow in float16. Nodes that no form rounds, such as attention masks, are not among them.
         hardest_layer: Name of the node that loses most, where no form fitted as it was.
-        tried: What it was chosen among; empty where it was asked for.
+        tried: The forms it was chosen from; empty where the form was asked for.
         trained_epochs: Epochs of quantization-aware training that it took; 0 where calibration was enough.
         size_bytes: File size before and after.
         measured_speedup: Latency before over latency after, on ONNX Runtime; None when it was not measured.
@@ -85,7 +85,7 @@ class Int8SensitivityReport(Report, frozen=True):
     Attributes:
         layout: The form that was looked at.
         calibration_method: How ranges were found.
-        samples: Training samples that were asked.
+        samples: How many training samples were measured on.
         layers: In the order of the graph.
     """
 
@@ -113,8 +113,8 @@ def quantize(
         model: A float32 file; left untouched.
         data: Its train split calibrates, its validation split scores.
         output: The file to make; it takes its name only after `verify`.
-        config: How.
-        baseline: What accuracy is lost against; None takes `model`.
+        config: The precision and the form, or how the form is chosen.
+        baseline: The model that accuracy is compared with; None takes `model`.
         verify: Compares the result with `model`.
         measure_speedups: Measures files against `model`; without it nothing is measured, and so nothing chosen.
         progress: Told of every calibration batch.
@@ -126,48 +126,22 @@ def quantize(
     """
     if output.exists() and output.samefile(model.path):
         raise ToolError(f"{output} is the file to quantize, which stays; choose another --output")
-    trial = None
     with whole_onnx(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
+            trial = None
             if measure_speedups:
                 _say_doubts(model, data, config)
-                trial = Trial(
-                    write=source.write,
-                    run_once=lambda file: predict(
-                        file, data, "validation", limit=file.fixed_batch or 1, provider=config.provider
-                    ),
-                    measure_speedups=partial(measure_speedups, model),
-                    drop_of=drop_against(baseline or model, data, config.provider),
-                    folder=source.folder,
-                    max_drop=config.max_drop,
-                    progress=progress,
-                    treatments=source.treatments,
-                )
-            made = _written(source, part, model, config, trial)
-            drop_without_vnni = _drop_without_vnni(source, made, trial)
-        _write_metadata(part, model, data, config, made)
+                drop_of = drop_against(baseline or model, data, config.provider)
+                trial = _trial(source, data, config, partial(measure_speedups, model), drop_of, progress)
+            written = _written(source, part, model, config, trial)
+        _write_metadata(part, model, data, config, written)
         candidate = open_onnx(part, str(output))
-        verified = _verified(verify, model, candidate, made) if verify else None
-        speedup = trial.measure_speedups([candidate])[0] if trial and made.speedup is None else made.speedup
-    _warn(speedup, drop_without_vnni, config)
-    done = open_onnx(output)
-    static = made.form if made.form and made.form.layout.form != "dynamic" else None
-    report = QuantizeReport(
-        stage="quantize",
-        precision=config.precision,
-        layout=made.form.layout if made.form else None,
-        calibration_method=static.method if static else None,
-        treatments=made.form.treatments if made.form else (),
-        left_in_float=(*config.nodes_to_exclude, *made.in_float),
-        hardest_layer=made.hardest_layer,
-        tried=made.tried,
-        size_bytes=(model.size_bytes, done.size_bytes),
-        measured_speedup=speedup,
-        drop=made.drop,
-        drop_without_vnni=drop_without_vnni,
-        verify=verified,
-    )
-    return Result(done, report)
+        verified = _verified(verify, model, candidate, written) if verify else None
+        if trial and written.speedup is None:
+            written = replace(written, speedup=trial.measure_speedups([candidate])[0])
+    _warn(written, config)
+    quantized = open_onnx(output)
+    return Result(quantized, _report(model, quantized, config, written, verified))
 
 
 def quantization_sensitivity(
@@ -198,33 +172,107 @@ class _Written:
     in_float: tuple[str, ...] = ()
     speedup: float | None = None
     drop: float | None = None
+    drop_without_vnni: float | None = None
     hardest_layer: str | None = None
     tried: tuple[TriedForm, ...] = ()
+
+
+def _trial(
+    source: QuantizeSource,
+    data: Data,
+    config: QuantizeConfig,
+    measure_speedups: Callable[[Sequence[OnnxModel]], Sequence[float]],
+    drop_of: Callable[[OnnxModel], float],
+    progress: Progress,
+) -> Trial:
+    def run_once(file: OnnxModel) -> object:
+        return predict(file, data, "validation", limit=file.fixed_batch or 1, provider=config.provider)
+
+    return Trial(
+        write=source.write,
+        run_once=run_once,
+        measure_speedups=measure_speedups,
+        drop_of=drop_of,
+        folder=source.folder,
+        max_drop=config.max_drop,
+        progress=progress,
+        treatments=source.treatments,
+    )
+
+
+def _report(
+    model: OnnxModel, quantized: OnnxModel, config: QuantizeConfig, written: _Written, verified: Report | None
+) -> QuantizeReport:
+    form = written.form
+    return QuantizeReport(
+        stage="quantize",
+        precision=config.precision,
+        layout=form.layout if form else None,
+        calibration_method=form.method if form and form.layout.form != "dynamic" else None,
+        treatments=form.treatments if form else (),
+        left_in_float=(*config.nodes_to_exclude, *written.in_float),
+        hardest_layer=written.hardest_layer,
+        tried=written.tried,
+        size_bytes=(model.size_bytes, quantized.size_bytes),
+        measured_speedup=written.speedup,
+        drop=written.drop,
+        drop_without_vnni=written.drop_without_vnni,
+        verify=verified,
+    )
 
 
 def _written(
     source: QuantizeSource, part: Path, model: OnnxModel, config: QuantizeConfig, trial: Trial | None
 ) -> _Written:
-    """Write the file that is asked for, or that is chosen where it may be."""
+    """Write the file that is asked for, or the one that is chosen; with a trial, measure what it loses."""
     if config.precision == "int8" and not config.asked:
         operators = [node.op_type for node in read_proto(model.path).graph.node]
         layouts = layouts_worth_trying(config.provider, config.reduce_range, operators)
-        if trial:
-            choice = choose(layouts, trial, config.methods, source.sensitivity)
-            shutil.copyfile(choice.path, part)
-            in_float, hardest = choice.form.in_float, choice.hardest_layer
-            return _Written(choice.form, in_float, choice.speedup, choice.drop, hardest, choice.tried)
-        made = _Written(Form(layouts[0], config.methods[0]))
-    elif config.precision == "int8":
-        made = _Written(Form(layout_asked(config), config.methods[0]))
+        written = _chosen(source, part, layouts, config, trial) if trial else _in_int8(source, part, layouts[0], config)
     else:
-        made = _Written(None, _written_otherwise(source, part, config))
-    if made.form:
-        source.write(made.form, part)
-    if trial is None:
-        return made
-    title = made.form.title if made.form else config.precision
-    if made.form and not multiplies_in_int8(read_proto(part).graph):
+        written = _as_asked(source, part, config)
+        if trial:
+            written = replace(written, drop=_drop_within_limit(part, written, model, config, trial))
+    return replace(written, drop_without_vnni=_drop_without_vnni(source, written, trial))
+
+
+def _chosen(
+    source: QuantizeSource, part: Path, layouts: Sequence[Layout], config: QuantizeConfig, trial: Trial
+) -> _Written:
+    """Choose a form by measuring, and put its file in place."""
+    choice = choose(layouts, trial, config.methods, source.sensitivity)
+    shutil.copyfile(choice.path, part)
+    return _Written(
+        form=choice.form,
+        in_float=choice.form.in_float,
+        speedup=choice.speedup,
+        drop=choice.drop,
+        hardest_layer=choice.hardest_layer,
+        tried=choice.tried,
+    )
+
+
+def _as_asked(source: QuantizeSource, part: Path, config: QuantizeConfig) -> _Written:
+    if config.precision == "int8":
+        return _in_int8(source, part, layout_asked(config), config)
+    return _Written(None, _written_otherwise(source, part, config))
+
+
+def _in_int8(source: QuantizeSource, part: Path, layout: Layout, config: QuantizeConfig) -> _Written:
+    form = Form(layout, config.methods[0])
+    source.write(form, part)
+    return _Written(form)
+
+
+def _drop_within_limit(part: Path, written: _Written, model: OnnxModel, config: QuantizeConfig, trial: Trial) -> float:
+    """Return how many points a file loses.
+
+    Raises:
+        ToolError: It cannot run on the provider, or none of its products is int8.
+        GateMissedError: It loses more than `max_drop`.
+    """
+    title = written.form.title if written.form else config.precision
+    if written.form and not multiplies_in_int8(read_proto(part).graph):
         raise ToolError(f"no product of {model.name} becomes int8 in {title}; choose another form")
     try:
         drop = trial.drop_of(open_onnx(part))
@@ -236,7 +284,7 @@ def _written(
             f"the file in {title} loses {drop:.2f} points, more than {config.max_drop:g}; raise --max-drop, or leave "
             "nodes in float with --exclude"
         )
-    return replace(made, drop=drop)
+    return drop
 
 
 def _written_otherwise(source: QuantizeSource, part: Path, config: QuantizeConfig) -> tuple[str, ...]:
@@ -248,25 +296,28 @@ def _written_otherwise(source: QuantizeSource, part: Path, config: QuantizeConfi
     if config.precision == "bfloat16":
         write_half(source.prepared, part, "bfloat16", excluded)
         return ()
-    found = overflowing(onnx.load(source.prepared), source.extremes())
-    write_half(source.prepared, part, "float16", (*excluded, *found))
-    return tuple(name for name in found if name not in excluded)
+    too_large = overflowing(onnx.load(source.prepared), source.extremes())
+    write_half(source.prepared, part, "float16", (*excluded, *too_large))
+    return tuple(name for name in too_large if name not in excluded)
 
 
-def _verified(verify: Verify, model: OnnxModel, candidate: OnnxModel, made: _Written) -> Report:
-    """Compare what was written with the original; a miss tells what was tried too."""
+def _verified(verify: Verify, model: OnnxModel, candidate: OnnxModel, written: _Written) -> Report:
+    """Compare what was written with the original; the error of a miss also holds what was tried."""
     try:
         return verify(model, candidate)
     except GateMissedError as missed:
-        told = [one.model_copy(update={"verdict": UNLIKE}) if one.verdict == KEPT else one for one in made.tried]
-        raise GateMissedError(str(missed), [one.model_dump() for one in told]) from missed
+        tried = [
+            form.model_copy(update={"verdict": UNLIKE}) if form.verdict == KEPT else form for form in written.tried
+        ]
+        raise GateMissedError(str(missed), [form.model_dump() for form in tried]) from missed
 
 
-def _drop_without_vnni(source: QuantizeSource, made: _Written, trial: Trial | None) -> float | None:
-    if trial is None or made.form is None:
+def _drop_without_vnni(source: QuantizeSource, written: _Written, trial: Trial | None) -> float | None:
+    """Return what an int8 file loses where products saturate; None where nothing is measured or it is not int8."""
+    if trial is None or written.form is None:
         return None
-    saturated = source.saturated(made.form)
-    return trial.drop_of(saturated) if saturated else made.drop
+    saturated = source.saturated(written.form)
+    return trial.drop_of(saturated) if saturated else written.drop
 
 
 def _say_doubts(model: OnnxModel, data: Data, config: QuantizeConfig) -> None:
@@ -276,24 +327,26 @@ def _say_doubts(model: OnnxModel, data: Data, config: QuantizeConfig) -> None:
         logger.warning("%s", doubt)
 
 
-def _warn(speedup: float | None, drop_without_vnni: float | None, config: QuantizeConfig) -> None:
-    if speedup is not None and speedup < 1:
+def _warn(written: _Written, config: QuantizeConfig) -> None:
+    if written.speedup is not None and written.speedup < 1:
         logger.warning(
-            "the %s file runs at %.2fx the speed of the float32 file: it does not help here", config.precision, speedup
+            "the %s file runs at %.2fx the speed of the float32 file: it does not help here",
+            config.precision,
+            written.speedup,
         )
-    if drop_without_vnni is not None and drop_without_vnni > config.max_drop:
+    if written.drop_without_vnni is not None and written.drop_without_vnni > config.max_drop:
         logger.warning(
             "on x86 processors without VNNI, whose int8 multiply saturates, this file loses %.2f points (simulated); "
             "--portable makes one that does not",
-            drop_without_vnni,
+            written.drop_without_vnni,
         )
 
 
-def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeConfig, made: _Written) -> None:
-    form = made.form and asdict(made.form) | {"layout": made.form.layout.model_dump()}
+def _write_metadata(path: Path, parent: OnnxModel, data: Data, config: QuantizeConfig, written: _Written) -> None:
+    form = written.form and asdict(written.form) | {"layout": written.form.layout.model_dump()}
     done = step(
         "quantize",
-        asdict(config) | {"kept": form, "left_in_float": made.in_float},
+        asdict(config) | {"kept": form, "left_in_float": written.in_float},
         parent=parent.sha256,
         data=data.fingerprint,
     )

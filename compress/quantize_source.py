@@ -30,7 +30,7 @@ from core.sessions import Array, open_session, run_session
 
 CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
-TRIED_SAMPLES = 16  # of which one is run first; the others are there where it may be skipped
+TRIED_SAMPLES = 16  # read to run one of them first: unreadable ones may be skipped
 
 
 class QuantizeSource:
@@ -67,7 +67,7 @@ class QuantizeSource:
             write_static(treated, to, self._ranges_in(form), form.layout, in_float)
 
     def saturated(self, form: Form) -> OnnxModel | None:
-        """Return what a form computes on x86 processors without VNNI, or None where it is what it computes here."""
+        """Return a file that computes what a form does on x86 processors without VNNI, or None where it is the same."""
         exact = self.folder / "exact.onnx"
         shown = "dynamic" if form.layout.form == "dynamic" else "qdq"
         self.write(replace(form, layout=form.layout.model_copy(update={"form": shown})), exact)
@@ -90,10 +90,11 @@ class QuantizeSource:
 
     def extremes(self) -> Ranges:
         """Return the least and the greatest value that each tensor takes over the calibration samples."""
-        return {name: (one.low, one.high) for name, one in self._observed("minmax", equalized=False).items()}
+        seen = self._observed("minmax", equalized=False)
+        return {tensor: (values.low, values.high) for tensor, values in seen.items()}
 
     def _in_float(self, form: Form) -> tuple[str, ...]:
-        """Return the names of the nodes that a form leaves in float, asked or not."""
+        """Return the names of the nodes that a form leaves in float, asked for or not."""
         asked = (*self._excluded, *form.in_float)
         graph = onnx.load(self._graph(equalized=_is_equalized(form))).graph
         if form.layout.form == "dynamic":
@@ -104,7 +105,7 @@ class QuantizeSource:
         return ranges_of(self._observed(form.method, equalized=_is_equalized(form)), form.method)
 
     def _observed(self, method: Method, *, equalized: bool) -> dict[str, Seen]:
-        """Return what each tensor was over the calibration samples, as a method asks for it."""
+        """Return what is known of each tensor's values over the calibration samples, as far as a method needs it."""
         histograms = method != "minmax"
         if (histograms, equalized) not in self._seen:
             self._seen[histograms, equalized] = observe(
@@ -134,8 +135,8 @@ class QuantizeSource:
         proto = onnx.load(graph)
         if graph not in self._means:
             self._means[graph] = channel_means(proto, self._calibration)
-        made = corrected(proto, self._means[graph], form.layout, self._in_float(form))
-        onnx.save(made, self.folder / "float32-corrected.onnx")
+        proto = corrected(proto, self._means[graph], form.layout, self._in_float(form))
+        onnx.save(proto, self.folder / "float32-corrected.onnx")
         return self.folder / "float32-corrected.onnx"
 
 
@@ -178,7 +179,7 @@ def quantize_source(
 
 
 class Batches:
-    """Samples of the train split as the model takes them, read as they are asked for."""
+    """Samples of the train split as the model takes them, read anew in every iteration."""
 
     def __init__(self, model: OnnxModel, data: Data, preprocessing: Preprocessing, num_samples: int) -> None:
         self._is_fixed = model.fixed_batch is not None
@@ -193,7 +194,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Array, ...]]:
         first: tuple[Array, ...] | None = None
         for inputs, _ in batches(self._split, self._preprocessing, self._batch_size):
-            arrays = tuple(one.numpy() for one in inputs)
+            arrays = tuple(tensor.numpy() for tensor in inputs)
             first = first or arrays
             if self._is_fixed:
                 arrays = tuple(_filled_up(*pair, self._batch_size) for pair in zip(arrays, first, strict=True))
@@ -201,7 +202,7 @@ class Batches:
 
 
 def _filled_up(samples: Array, others: Array, count: int) -> Array:
-    """Return `count` samples (N, ...): these, then others of their shape, then again."""
+    """Return `count` samples (N, ...): these, then others where they have the same shape, then both again."""
     if others.shape[1:] == samples.shape[1:] and len(samples) < count:
         samples = np.concatenate([samples, others])
     return np.resize(samples, (count, *samples.shape[1:]))
@@ -219,5 +220,5 @@ def _check_runs(model: OnnxModel, data: Data, preprocessing: Preprocessing) -> N
     train = data.split("train")
     few = train.take(torch.arange(min(len(train), TRIED_SAMPLES)))
     inputs, _ = next(batches(few, preprocessing, TRIED_SAMPLES))
-    one = tuple(samples[:1].numpy() for samples in inputs)
-    run_session(open_session(model.path), *(_filled_up(each, each, model.fixed_batch or 1) for each in one))
+    first = tuple(samples[:1].numpy() for samples in inputs)
+    run_session(open_session(model.path), *(_filled_up(array, array, model.fixed_batch or 1) for array in first))

@@ -1,12 +1,13 @@
 """What an int8 file computes on x86 processors without VNNI, whose multiply of uint8 by int8 saturates.
 
 Their instruction, vpmaddubsw, adds two neighbouring products in 16 bits. ONNX Runtime's convolutions and matrix
-products use it, and two weights of one sign beyond half of what int8 holds can exceed it. What each such pair loses is
-taken off in a float graph, which then answers as those processors do.
+products use it, and two weights of the same sign that both exceed half of int8's range can overflow it. What each such
+pair loses is subtracted in a float graph, which then answers as those processors do.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-MOST = 255  # that an activation's code can be
+from core.onnx_graph import add_initializer, attribute_values, initializer_arrays, producers, replace_nodes
+
+MOST = 255  # the highest code of an activation
 LOWEST, HIGHEST = -(2**15), 2**15 - 1
-THE_REST = np.iinfo(np.int64).max  # the end of a slice that takes it
+THE_REST = np.iinfo(np.int64).max  # the end of a slice that has no end
 
 Constants = Mapping[str, NDArray[Any]]
 Add = Callable[..., str]
@@ -57,16 +60,15 @@ class _Product:
 
 
 def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
-    """Return the float graph that computes what a file computes there, or None where no pair can saturate.
+    """Return the float graph that computes what a file computes on those processors, or None where no pair saturates.
 
     Args:
         proto: A quantized file, in the QDQ form or dynamic.
     """
-    made = onnx.ModelProto()
-    made.CopyFrom(proto)
-    graph = made.graph
-    constants = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    maker = {output: node for node in graph.node for output in node.output}
+    saturated = deepcopy(proto)
+    graph = saturated.graph
+    constants = initializer_arrays(graph)
+    maker = producers(graph)
     rounded = {node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"}
     sizes = _sizes(proto)
     products = [_product(node, maker, constants, rounded, sizes) for node in graph.node]
@@ -74,29 +76,29 @@ def saturating(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
     nodes: list[onnx.NodeProto] = []
     for node, product in zip(graph.node, products, strict=True):
-        if product is None:
-            nodes.append(node)
-            continue
-        answer = node.output[0]
-        exact, excess = _exact(node, maker, constants, graph), _excess(product, answer, graph)
-        parts = [exact[-1].output[0], excess[-1].output[0]]
-        if node.op_type == "MatMulInteger":
-            whole = helper.make_node("Add", parts, [f"{answer}/saturated"])
-            last = [whole, helper.make_node("Cast", [whole.output[0]], [answer], to=TensorProto.INT32)]
-        else:
-            last = [helper.make_node("Add", parts, [answer])]
-        nodes += [*exact, *excess, *last]
-    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(kept)
-    return made
+        nodes += [node] if product is None else _saturating_nodes(product, maker, constants, graph)
+    replace_nodes(graph, nodes)
+    return saturated
+
+
+def _saturating_nodes(
+    product: _Product, maker: Mapping[str, onnx.NodeProto], constants: Constants, graph: onnx.GraphProto
+) -> list[onnx.NodeProto]:
+    """Return the nodes that make what a product is on those processors, under its name and type."""
+    node, answer = product.node, product.node.output[0]
+    exact, excess = _exact(node, maker, constants, graph), _excess(product, answer, graph)
+    parts = [exact[-1].output[0], excess[-1].output[0]]
+    if node.op_type != "MatMulInteger":
+        return [*exact, *excess, helper.make_node("Add", parts, [answer])]
+    total = helper.make_node("Add", parts, [f"{answer}/saturated"])
+    return [*exact, *excess, total, helper.make_node("Cast", [total.output[0]], [answer], to=TensorProto.INT32)]
 
 
 def _sizes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Return the sizes of every tensor's axes beyond the first two, 0 where one is not known."""
     graph = onnx.shape_inference.infer_shapes(proto).graph
     tensors = [*graph.input, *graph.value_info]
-    return {one.name: tuple(axis.dim_value for axis in one.type.tensor_type.shape.dim[2:]) for one in tensors}
+    return {tensor.name: tuple(axis.dim_value for axis in tensor.type.tensor_type.shape.dim[2:]) for tensor in tensors}
 
 
 def _product(
@@ -106,7 +108,7 @@ def _product(
     rounded: set[str],
     sizes: Mapping[str, tuple[int, ...]],
 ) -> _Product | None:
-    """Return what is multiplied where a node becomes an integer kernel that can saturate."""
+    """Return the product of a node, or None where it does not become an integer kernel that can saturate."""
     if node.op_type == "MatMulInteger":
         matrix = constants.get(node.input[1])
         return None if matrix is None else _paired(node, node.input[0], np.uint8(0), np.ones(1, np.float32), matrix.T)
@@ -118,7 +120,7 @@ def _product(
     weight = constants.get(weights.input[0])
     if weight is None or given.input[0] in constants:
         return None
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+    attributes = attribute_values(node)
     zero_point = constants[given.input[2]]
     scale = constants[given.input[1]] * constants[weights.input[1]]
     if node.op_type != "Conv":
@@ -127,8 +129,8 @@ def _product(
     if weight.shape[1] == 1 and groups == len(weight):  # depthwise kernels have 32 bits
         return None
     ordered = np.moveaxis(weight, 1, -1).reshape(len(weight), -1)  # position by position, channels last
-    found = _paired(node, given.input[0], zero_point, scale, ordered)
-    return found and replace(found, weight=weight, groups=groups, sizes=sizes.get(node.input[0], ()))
+    product = _paired(node, given.input[0], zero_point, scale, ordered)
+    return product and replace(product, weight=weight, groups=groups, sizes=sizes.get(node.input[0], ()))
 
 
 def _paired(
@@ -138,7 +140,7 @@ def _paired(
     scale: NDArray[np.float32],
     weight: NDArray[Any],
 ) -> _Product | None:
-    """Return a product with a weight in the order of its sum, (O, K), if pairs in it can saturate."""
+    """Return a product whose weight is in the order of its sum, (O, K), or None where no pair in it can saturate."""
     if weight.dtype != np.int8 or weight.ndim != 2:  # uint8 by uint8 has 32 bits
         return None
     pairs = np.pad(weight, ((0, 0), (0, weight.shape[1] % 2))).astype(np.float32).reshape(len(weight), -1, 2)
@@ -164,7 +166,7 @@ def _paired(
 def _exact(
     node: onnx.NodeProto, maker: Mapping[str, onnx.NodeProto], constants: Constants, graph: onnx.GraphProto
 ) -> list[onnx.NodeProto]:
-    """Return the nodes that make a product in float, the last of which makes it: this processor may saturate itself."""
+    """Return the nodes that make a product in float, the last of them its result; this processor may saturate too."""
     answer = node.output[0]
     nodes: list[onnx.NodeProto] = []
     add = partial(_add, nodes, graph, f"{answer}/exact")
@@ -172,25 +174,24 @@ def _exact(
         codes = add("float", "Cast", [node.input[0]], to=TensorProto.FLOAT)
         if len(node.input) > 2:  # A, B and their zero points
             codes = add("centred", "Sub", [codes, add("zero", "Cast", [node.input[2]], to=TensorProto.FLOAT)])
-        add("product", "MatMul", [codes, _centred(*(constants[one] for one in (node.input[1], *node.input[3:])))])
+        add("product", "MatMul", [codes, _centred(*(constants[tensor] for tensor in (node.input[1], *node.input[3:])))])
         return nodes
     weights = maker[node.input[1]]
-    rounded, scale, *zero = (constants[one] for one in weights.input)
-    axis = next((one.i for one in weights.attribute if one.name == "axis"), 1)
+    rounded, scale, *zero = (constants[tensor] for tensor in weights.input)
+    axis = attribute_values(weights).get("axis", 1)
     along = [-1 if number == axis else 1 for number in range(rounded.ndim)] if scale.ndim else []
-    weight = _centred(rounded, *(one.reshape(along) for one in zero)) * scale.reshape(along)
-    attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
-    add("product", node.op_type, [node.input[0], weight, *node.input[2:]], **attributes)
+    weight = _centred(rounded, *(point.reshape(along) for point in zero)) * scale.reshape(along)
+    add("product", node.op_type, [node.input[0], weight, *node.input[2:]], **attribute_values(node))
     return nodes
 
 
 def _centred(codes: NDArray[Any], *zero: NDArray[Any]) -> NDArray[np.float32]:
     """Return codes less their zero point, where they have one."""
-    return codes.astype(np.float32) - sum(one.astype(np.float32) for one in zero)
+    return codes.astype(np.float32) - sum(point.astype(np.float32) for point in zero)
 
 
 def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes that make what saturation adds to a product, the last of which makes it."""
+    """Return the nodes that make what saturation adds to a product, the last of them the result."""
     nodes: list[onnx.NodeProto] = []
     add = partial(_add, nodes, graph, name)
     codes = add("float", "Cast", [product.codes], to=TensorProto.FLOAT)
@@ -203,9 +204,9 @@ def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.N
         add(f"part{index}", "Mul", [tensor, weights.reshape(per_pair)])
         for index, (tensor, weights) in enumerate(zip(taken, product.pairs, strict=True))
     ]
-    whole = add("whole", "Add", parts)
-    kept = add("kept", "Clip", [whole, np.float32(LOWEST), np.float32(HIGHEST)])
-    excess = add("excess", "Sub", [kept, whole])
+    exact = add("whole", "Add", parts)
+    clipped = add("kept", "Clip", [exact, np.float32(LOWEST), np.float32(HIGHEST)])
+    excess = add("excess", "Sub", [clipped, exact])
     into = np.zeros((len(product.weight), len(product.output)), np.float32)
     into[product.output, np.arange(len(product.output))] = product.scale[product.output]
     if is_convolution:
@@ -216,15 +217,15 @@ def _excess(product: _Product, name: str, graph: onnx.GraphProto) -> list[onnx.N
 
 
 def _taken_by_matrix(product: _Product, codes: str, add: Add) -> tuple[str, str]:
-    """Return what the first and the second weight of each pair are multiplied by, (..., P) each."""
+    """Return the codes that the first and the second weight of each pair are multiplied by, (..., P) each."""
     last = product.weight.shape[1] - 1
     first, second = product.first, np.minimum(product.first + 1, last)
     return add("first", "Gather", [codes, first], axis=-1), add("second", "Gather", [codes, second], axis=-1)
 
 
 def _taken_by_convolution(product: _Product, codes: str, add: Add) -> tuple[str, str]:
-    """Return what the first and the second weight of each pair are multiplied by, (N, P, ...) each."""
-    attributes = {one.name: helper.get_attribute_value(one) for one in product.node.attribute}
+    """Return the codes that the first and the second weight of each pair are multiplied by, (N, P, ...) each."""
+    attributes = attribute_values(product.node)
     channels, *kernel = product.weight.shape[1:]
     rank = len(kernel)
     strides, dilations = (np.array(attributes.get(name) or [1] * rank) for name in ("strides", "dilations"))
@@ -238,19 +239,19 @@ def _taken_by_convolution(product: _Product, codes: str, add: Add) -> tuple[str,
     taken = []
     for side in (0, 1):
         place = np.minimum(product.first + side, channels * int(np.prod(kernel)) - 1)
-        found = []
+        parts = []
         for number, position in enumerate(itertools.product(*map(range, kernel))):
             here = place // channels == number
             if not here.any():
                 continue
             start = np.array(position) * dilations
-            after = reach - start  # values that must follow each that is taken
+            after = reach - start  # values that the window still reads behind this position
             end = np.where(after == 0, THE_REST, -after)
             name = f"side{side}-{number}"
             seen = add(f"{name}/seen", "Slice", [codes, start, end, axes, strides])
             chosen = group[here] * channels + place[here] % channels
-            found.append(add(name, "Gather", [seen, chosen], axis=1))
-        taken.append(add(f"side{side}", "Concat", found, axis=1))
+            parts.append(add(name, "Gather", [seen, chosen], axis=1))
+        taken.append(add(f"side{side}", "Concat", parts, axis=1))
     return taken[0], taken[1]
 
 
@@ -284,11 +285,10 @@ def _add(
     inputs: Sequence[str | NDArray[Any] | np.generic],
     **attributes: Any,
 ) -> str:
-    tensors = []
-    for index, one in enumerate(inputs):
-        tensor = one if isinstance(one, str) else f"{name}/{suffix}/{index}"
-        if not isinstance(one, str):
-            graph.initializer.append(numpy_helper.from_array(np.asarray(one), tensor))
-        tensors.append(tensor)
+    """Append a node, and an initializer for each input that is an array; return the tensor that the node makes."""
+    tensors = [
+        given if isinstance(given, str) else add_initializer(graph, f"{name}/{suffix}/{index}", given)
+        for index, given in enumerate(inputs)
+    ]
     nodes.append(helper.make_node(operator, tensors, [f"{name}/{suffix}"], f"{name}/{suffix}", **attributes))
     return nodes[-1].output[0]

@@ -35,7 +35,7 @@ def write_int4(prepared: Path, output: Path, in_float: Sequence[str]) -> None:
         nodes_to_exclude=[*in_float, *(f"{name}_MatMul" for name in in_float)],
     )
     quantizer.process()
-    made = quantizer.model.model
-    if not any(node.op_type == "MatMulNBits" for node in made.graph.node):
+    proto = quantizer.model.model
+    if not any(node.op_type == "MatMulNBits" for node in proto.graph.node):
         raise ToolError("the model has no product with a constant matrix, which is what int4 keeps in four bits")
-    onnx.save(made, output)
+    onnx.save(proto, output)

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from core.answers import LOGITS, PROBABILITIES, top_k
 from core.errors import ToolError
 from core.input_spec import InputSpec
+from core.onnx_graph import add_initializer
 from core.onnx_model import BAKED
 from core.preprocessing import InputForm, Preprocessing
 from core.torch_model import TorchModel
@@ -89,9 +90,7 @@ def bake_answer(proto: onnx.ModelProto, returns: str, num_classes: int) -> None:
     graph.node.append(helper.make_node("Softmax", [graph.output[0].name], [softened], name=f"{BAKED}softmax", axis=1))
     outputs = [helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, sizes)]
     if k is not None:
-        number = numpy_helper.from_array(np.array([k], np.int64), f"{BAKED}k")
-        graph.initializer.append(number)
-        inputs = [softened, number.name]
+        inputs = [softened, add_initializer(graph, f"{BAKED}k", np.array([k], np.int64))]
         graph.node.append(helper.make_node("TopK", inputs, [PROBABILITIES, CLASSES], name=f"{BAKED}top_k", axis=1))
         outputs.append(helper.make_tensor_value_info(CLASSES, TensorProto.INT64, sizes))
     del graph.output[:]
@@ -109,6 +108,4 @@ def _make_way(graph: onnx.GraphProto, names: Sequence[str]) -> None:
 
 
 def _constant(graph: onnx.GraphProto, name: str, values: np.ndarray) -> str:
-    array = numpy_helper.from_array(values.astype(np.float32), f"{BAKED}{name}")
-    graph.initializer.append(array)
-    return array.name
+    return add_initializer(graph, f"{BAKED}{name}", values.astype(np.float32))

@@ -2,7 +2,7 @@
 
 The exporter names a graph's tensors after the operations that torch.export traced, and simplification keeps the names
 of the tensors it keeps. So the module is traced again, both are run on the same inputs with every such tensor watched,
-and what torch computes is compared in the order that it computes.
+and the tensors are compared in the order in which torch computes them.
 """
 
 import logging
@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from core.errors import ToolError
 from core.machine import package_versions
+from core.onnx_graph import producers, watch
 from core.onnx_model import OnnxModel, read_proto
 from core.preprocessing import Tensors
 from core.sessions import open_graph, run_session
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 class Divergence(BaseModel, frozen=True, ser_json_inf_nan="strings"):
-    """The first tensor of a file that is not what torch computes.
+    """The first tensor of a file that differs from what torch computes.
 
     Attributes:
         tensor: Its name in the graph.
@@ -39,7 +40,8 @@ class Divergence(BaseModel, frozen=True, ser_json_inf_nan="strings"):
         module: Path of the torch module that computes it; empty for the model itself.
         module_type: That module's class.
         max_abs_err: Largest absolute difference of an element.
-        finite: Whether it is free of NaN and of infinities; torch's own count where nothing else is found.
+        finite: Whether it is free of NaN and of infinities; those that torch computes too count only where no tensor
+            differs.
         finite_in_torch: Whether torch's own is free of them.
     """
 
@@ -68,7 +70,7 @@ class Divergence(BaseModel, frozen=True, ser_json_inf_nan="strings"):
 def first_divergence(
     reference: TorchModel, candidate: OnnxModel, inputs: Tensors, taken: Tensors, *, atol: float, rtol: float
 ) -> Divergence | None:
-    """Return the first tensor that differs, or None where none that has a name in both does.
+    """Return the first tensor that differs, or None where no tensor that is named in both does.
 
     Args:
         reference: The module that the file was exported from, by the torch that is installed.
@@ -111,10 +113,9 @@ class _Watched:
 
     def __init__(self, proto: onnx.ModelProto, names: set[str]) -> None:
         self.proto = proto
-        self.maker = {tensor: node for node in proto.graph.node for tensor in node.output if tensor in names}
-        self.weights = {one.name for one in proto.graph.initializer}
-        del proto.graph.output[:]
-        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.maker)
+        self.maker = {tensor: node for tensor, node in producers(proto.graph).items() if tensor in names}
+        self.weights = {tensor.name for tensor in proto.graph.initializer}
+        watch(proto.graph, list(self.maker))
 
 
 class _Found(Exception):  # noqa: N818  # it ends a run that has found what it looks for, and is no error
@@ -124,7 +125,7 @@ class _Found(Exception):  # noqa: N818  # it ends a run that has found what it l
 
 @dataclass(slots=True)
 class _Search:
-    """Looks at torch's values in their order, and raises `_Found` at the first that is clearly another."""
+    """Looks at torch's values in their order, and raises `_Found` at the first that clearly differs."""
 
     watched: _Watched
     values: dict[str, np.ndarray]
@@ -133,18 +134,18 @@ class _Search:
     atol: float
     rtol: float
     beyond_limits: Divergence | None = None
-    infinite: Divergence | None = None  # in torch too; above zero, since masks hold those below
+    infinite: Divergence | None = None  # in torch too; positive, since masks hold negative infinities
 
     def look(self, node: fx.Node, value: object) -> None:
         name = self.taken.pop(0) if node.op == "placeholder" else self.names.get(node.name, "")
-        found = self.values.pop(name, None)
-        if found is None or not isinstance(value, Tensor) or not value.is_floating_point():
+        actual = self.values.pop(name, None)
+        if actual is None or not isinstance(value, Tensor) or not value.is_floating_point():
             return
         expected = value.detach().float().numpy()
-        if found.shape != expected.shape or not found.size:
+        if actual.shape != expected.shape or not actual.size:
             return
-        same = (found == expected) & np.isinf(expected)
-        difference = np.abs(np.where(same, 0, found) - np.where(same, 0, expected).astype(np.float64))
+        same = (actual == expected) & np.isinf(expected)
+        difference = np.abs(np.where(same, 0, actual) - np.where(same, 0, expected).astype(np.float64))
         finite = bool(np.isfinite(difference).all())
         magnitude = float(np.abs(expected[np.isfinite(expected)]).max(initial=0))
         if not finite or difference.max() > ROUNDING * magnitude:
@@ -161,7 +162,7 @@ class _Search:
         return Divergence(
             tensor=name,
             operator=maker.op_type,
-            weights=tuple(one for one in maker.input if one in self.watched.weights),
+            weights=tuple(tensor for tensor in maker.input if tensor in self.watched.weights),
             module=path,
             module_type=module_type,
             max_abs_err=float(difference.max()),
@@ -198,7 +199,7 @@ def _module_of(node: fx.Node) -> tuple[str, str]:
 
 def _run(candidate: OnnxModel, watched: _Watched, taken: Tensors) -> dict[str, np.ndarray]:
     session = open_graph(watched.proto, weights_beside=candidate.path)
-    return run_session(session, *(one.numpy() for one in taken))
+    return run_session(session, *(tensor.numpy() for tensor in taken))
 
 
 def _named_alike(candidate: OnnxModel) -> bool:

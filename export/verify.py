@@ -1,8 +1,9 @@
 """Does a candidate compute what its reference computes?"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -121,38 +122,20 @@ def verify(reference: Model, candidate: Model, config: VerifyConfig, data: Data 
     Raises:
         ToolError: They cannot be run on the same inputs, or differ in the number or shape of outputs.
     """
-    run_reference, run_candidate = (
-        outputs_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
-    )
-    pixels = _pixels(reference) or _pixels(candidate)
-    to_reference, to_candidate = _feed(reference, pixels), _feed(candidate, pixels)
     limits = _limits(config, candidate)
-    returns = _returns(reference), _returns(candidate)
-    compared: list[tuple[Comparison, tuple[Array, Array], list[Tensors]]] = []
-    for inputs, found in _inputs(reference, candidate, config, data):
-        pairs = [(run_reference(to_reference(batch)), run_candidate(to_candidate(batch))) for batch in found]
-        for index, (name, expected, answered) in enumerate(_outputs(pairs)):
-            is_first = index == 0
-            pair = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
-            rtol = limits.get("rtol", 0.0)
-            compared.append((compare(inputs, *pair, rtol=rtol, output=name, is_first=is_first), pair, found))
-    levels = {one.output: float(np.square(pair[0]).mean()) for one, pair, _ in compared if one.inputs == WHOLE}
-    misses: list[str] = []
-    failing: Tensors | None = None
-    for one, pair, found in compared:
-        few = data is not None and one.inputs != WHOLE
-        missed = list(_misses_of_few(one, pair, levels[one.output], limits) if few else _misses(one, limits))
-        if missed and failing is None:
-            failing = _worst(found, *pair)
-        misses += missed
+    pixels = _pixels(reference) or _pixels(candidate)
+    feeds = _feed(reference, pixels), _feed(candidate, pixels)
+    compared = list(_compared(reference, candidate, feeds, config, data, rtol=limits.get("rtol", 0.0)))
+    misses = _misses_of_each(compared, limits)
+    failing = next((output for output, missed in zip(compared, misses, strict=True) if missed), None)
     return VerifyReport(
         stage="verify",
         reference=reference.name,
         candidate=candidate.name,
         limits=limits,
-        comparisons=tuple(one for one, _, _ in compared),
-        misses=tuple(misses),
-        located=_located(reference, candidate, to_reference, to_candidate, failing, limits),
+        comparisons=tuple(output.comparison for output in compared),
+        misses=tuple(chain.from_iterable(misses)),
+        located=_located(reference, candidate, feeds, failing, limits),
     )
 
 
@@ -160,7 +143,8 @@ def require_verified(report: VerifyReport) -> VerifyReport:
     """Return the report, or raise `GateMissedError` when it has a miss."""
     if report.misses:
         where = f"; {report.located.sentence}" if report.located else ""
-        if "min_sqnr_db" in report.limits and all(one.inputs.startswith("batch") for one in report.comparisons):
+        made_up = all(comparison.inputs.startswith("batch") for comparison in report.comparisons)
+        if "min_sqnr_db" in report.limits and made_up:
             where += "; that is on made-up inputs, --data compares on real ones"
         raise GateMissedError(
             f"{report.candidate} does not match {report.reference}: {'; '.join(report.misses)}{where}"
@@ -168,16 +152,55 @@ def require_verified(report: VerifyReport) -> VerifyReport:
     return report
 
 
+Feed = Callable[[Tensors], Tensors]
+"""From the inputs that both models share to those that one of them takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """An output of both models, (N, ...) each and in like terms, and the batches that they made it from."""
+
+    comparison: Comparison
+    reference: Array
+    candidate: Array
+    batches: list[Tensors]
+
+
+def _compared(
+    reference: Model,
+    candidate: Model,
+    feeds: tuple[Feed, Feed],
+    config: VerifyConfig,
+    data: Data | None,
+    *,
+    rtol: float,
+) -> Iterator[_Compared]:
+    """Run both models and yield every output of theirs compared, input by input."""
+    run_reference, run_candidate = (
+        outputs_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
+    )
+    to_reference, to_candidate = feeds
+    returns = _returns(reference), _returns(candidate)
+    for inputs, given in _inputs(reference, candidate, config, data):
+        pairs = [(run_reference(to_reference(batch)), run_candidate(to_candidate(batch))) for batch in given]
+        for index, (name, expected, answered) in enumerate(_outputs(pairs)):
+            is_first = index == 0
+            left, right = in_like_terms(expected, answered, returns) if is_first else (expected, answered)
+            comparison = compare(inputs, left, right, rtol=rtol, output=name, is_first=is_first)
+            yield _Compared(comparison, left, right, given)
+
+
 def _outputs(pairs: list[tuple[dict[str, Tensor], dict[str, Tensor]]]) -> Iterator[tuple[str, Array, Array]]:
-    """Yield the name of each output, and what reference and candidate say over all batches."""
-    names, others = (list(one) for one in pairs[0])
+    """Yield the name of each output, and what reference and candidate answer over all batches."""
+    names, others = (list(outputs) for outputs in pairs[0])
     if len(names) != len(others):
         raise ToolError(
             f"the reference returns {len(names)} outputs ({', '.join(names)}), the candidate {len(others)} "
             f"({', '.join(others)}); they cannot be compared one by one"
         )
     for name, other in zip(names, others, strict=True):
-        yield name, _joined([one[name].numpy() for one, _ in pairs]), _joined([one[other].numpy() for _, one in pairs])
+        expected = _joined([outputs[name].numpy() for outputs, _ in pairs])
+        yield name, expected, _joined([outputs[other].numpy() for _, outputs in pairs])
 
 
 def _joined(arrays: list[Array]) -> Array:
@@ -258,11 +281,11 @@ def _inputs(
 
 def _pixels(model: Model) -> Preprocessing | None:
     """Return the preprocessing of a model that takes raw pixels, None for others."""
-    said = model.preprocessing
-    return said if said is not None and said.input == "uint8" else None
+    preprocessing = model.preprocessing
+    return preprocessing if preprocessing is not None and preprocessing.input == "uint8" else None
 
 
-def _feed(model: Model, pixels: Preprocessing | None) -> Callable[[Tensors], Tensors]:
+def _feed(model: Model, pixels: Preprocessing | None) -> Feed:
     """Return the function from shared inputs, which are pixels where one model takes them, to this model's own."""
     if pixels is None or _pixels(model):
         return lambda inputs: inputs
@@ -292,10 +315,10 @@ def _worst(batches: list[Tensors], reference: Array, candidate: Array) -> Tensor
     if len(batches) == 1 and sizes[0] <= LOCATED_SAMPLES:
         return batches[0]
     errors = _difference(reference, candidate).reshape(len(reference), -1).max(1)  # NaN counts as the highest
-    worst = int(errors.argmax()) if len(errors) == sum(sizes) else 0  # else the texts' places stand one by one
+    worst = int(errors.argmax()) if len(errors) == sum(sizes) else 0  # else rows are places of texts
     for batch, size in zip(batches, sizes, strict=True):
         if worst < size:
-            return tuple(one[worst : worst + 1] for one in batch)
+            return tuple(tensor[worst : worst + 1] for tensor in batch)
         worst -= size
     return batches[0]
 
@@ -303,21 +326,22 @@ def _worst(batches: list[Tensors], reference: Array, candidate: Array) -> Tensor
 def _located(
     reference: Model,
     candidate: Model,
-    to_reference: Callable[[Tensors], Tensors],
-    to_candidate: Callable[[Tensors], Tensors],
-    failing: Tensors | None,
+    feeds: tuple[Feed, Feed],
+    failing: _Compared | None,
     limits: dict[str, float],
 ) -> Divergence | None:
-    """Find where a float32 file leaves its torch module; in a smaller one every tensor does."""
+    """Find where a float32 file leaves its torch module; in a smaller precision every tensor does."""
     if failing is None or not isinstance(reference, TorchModel) or not isinstance(candidate, OnnxModel):
         return None
     if candidate.precision != "float32":
         return None
+    inputs = _worst(failing.batches, failing.reference, failing.candidate)
+    to_reference, to_candidate = feeds
     return first_divergence(
         reference,
         candidate,
-        to_reference(failing),
-        to_candidate(failing),
+        to_reference(inputs),
+        to_candidate(inputs),
         atol=limits.get("atol", FLOAT_ATOL),
         rtol=limits.get("rtol", FLOAT_RTOL),
     )
@@ -341,16 +365,31 @@ def _limits(config: VerifyConfig, candidate: Model) -> dict[str, float]:
     return {"atol": FLOAT_ATOL, "rtol": FLOAT_RTOL}
 
 
-def _misses_of_few(
-    comparison: Comparison, pair: tuple[Array, Array], level: float, limits: dict[str, float]
-) -> Iterator[str]:
+def _misses_of_each(compared: Sequence[_Compared], limits: dict[str, float]) -> list[list[str]]:
+    """Return the limits that each comparison misses; those of a few samples are judged beside those of all, if any."""
+    levels = {
+        output.comparison.output: float(np.square(output.reference).mean())
+        for output in compared
+        if output.comparison.inputs == WHOLE
+    }
+    return [
+        list(
+            _misses(output.comparison, limits)
+            if output.comparison.inputs == WHOLE or not levels
+            else _misses_of_few(output, levels[output.comparison.output], limits)
+        )
+        for output in compared
+    ]
+
+
+def _misses_of_few(output: _Compared, level: float, limits: dict[str, float]) -> Iterator[str]:
     """Yield the limits that a few of the samples miss.
 
-    Their own answers may be faint, or near a tie: their noise is held against the mean square of all samples' answers.
+    Their own answers may be faint, or near a tie: their noise is compared with the mean square of all samples' answers.
     """
-    noise = float(np.square(_difference(*pair)).mean())
+    noise = float(np.square(_difference(output.reference, output.candidate)).mean())
     without = {name: limit for name, limit in limits.items() if name != "min_agreement"}
-    yield from _misses(comparison.model_copy(update={"sqnr_db": _sqnr_db(level, noise)}), without)
+    yield from _misses(output.comparison.model_copy(update={"sqnr_db": _sqnr_db(level, noise)}), without)
 
 
 def _misses(comparison: Comparison, limits: dict[str, float]) -> Iterator[str]:
