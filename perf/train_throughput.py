@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,6 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         else:
             contenders[name] = make(student, teacher, data)
     rates = _interleaved(contenders, given.turns, given.steps)
-    plain, cached, ceiling = (statistics.median(rates[name]) for name in (PLAIN, CACHED, CEILING))
     return measured_here(
         "train-throughput",
         f"python perf/train_throughput.py --data DATA --teacher-weights WEIGHTS --teacher-file FILE "
@@ -109,15 +108,20 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 "images_per_second": statistics.median(found),
                 "lowest": min(found),
                 "highest": max(found),
-                "to_plain": statistics.median(one / other for one, other in zip(found, rates[PLAIN], strict=True)),
+                "to_plain": _median_ratio(found, rates[PLAIN]),
             }
             for name, found in rates.items()
         ],
         bars=[
-            _bar("speedup over the plain loop", cached / plain, LEAST_SPEEDUP),
-            _bar("share of the ceiling", cached / ceiling, LEAST_OF_CEILING),
+            _bar("speedup over the plain loop", _median_ratio(rates[CACHED], rates[PLAIN]), LEAST_SPEEDUP),
+            _bar("share of the ceiling", _median_ratio(rates[CACHED], rates[CEILING]), LEAST_OF_CEILING),
         ],
     )
+
+
+def _median_ratio(rates: Sequence[float], others: Sequence[float]) -> float:
+    """Return the median over the turns of one rate to another of the same turn."""
+    return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
 
 
 def _bar(name: str, value: float, limit: float) -> dict[str, Any]:
