@@ -2,13 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from compress.finetune import FinetuneConfig, finetune
@@ -112,7 +112,8 @@ def test_several_processes_go_on_as_one_that_was_never_stopped(tiny: str, images
     deadline = time.monotonic() + 120
     while not list((tmp_path / "cut.partial").glob("state-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(started.pid, signal.SIGKILL)
+    for process in (*psutil.Process(started.pid).children(recursive=True), started):
+        process.kill()
     started.wait()
     again = launched([*TWO, *arguments, "-o", "cut"], tmp_path)
     assert again.returncode == 0, again.stderr
