@@ -31,6 +31,7 @@ from compress.training_state import discard_state, partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError, ToolError
+from core.external_data import refuse_replacing
 from core.history import digest_of, step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
@@ -179,7 +180,7 @@ def find_int8_sensitivity(
     Raises:
         ToolError: The plot would replace the file, or cannot be written.
     """
-    if output.exists() and output.samefile(model.path):
+    if output.exists() and any(output.samefile(file) for file in model.files):
         raise ToolError(f"{output} is the file to look at, which stays; choose another --output")
     return _plotted(
         output,
@@ -208,7 +209,12 @@ def quantize_measured(
     baseline: OnnxModel | None = None,
     force: bool = False,
 ) -> Result[OnnxModel, QuantizeReport]:
-    """Quantize a file with its speed and parity measured on ONNX Runtime."""
+    """Quantize a file with its speed and parity measured on ONNX Runtime.
+
+    Raises:
+        ToolError: The output would replace a file of the model.
+    """
+    refuse_replacing(model.files, output)
     return quantize(
         model,
         data,

@@ -73,9 +73,14 @@ class OnnxModel:
         return first[0] if first and isinstance(first[0], int) else None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those beside it that hold its weights."""
+        return self.path, *self.data_files
+
+    @property
     def size_bytes(self) -> int:
         """The file's size, with the weights beside it."""
-        return sum(file.stat().st_size for file in (self.path, *self.data_files))
+        return sum(file.stat().st_size for file in self.files)
 
 
 def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
