@@ -66,7 +66,7 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
     """
     source = model.source
     if source.file is not None:
-        source = source.model_copy(update={"file": os.path.relpath(source.file, folder.absolute())})
+        source = source.model_copy(update={"file": _path_from(folder, source.file)})
     described = CheckpointFile(
         format_version=FORMAT_VERSION,
         name=model.name,
@@ -214,9 +214,17 @@ def _at(values: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
     return values
 
 
+def _path_from(folder: Path, file: str) -> str:
+    """Return the way from a folder, as it lies on the disk, to a file; from another drive than its there is none."""
+    try:
+        return os.path.relpath(file, folder.resolve())
+    except ValueError:
+        return file
+
+
 def _locate_factory(folder: Path, source: Source) -> Path:
     assert source.file is not None
-    file = (folder.absolute() / source.file).resolve()
+    file = (folder.resolve() / source.file).resolve()
     if not file.exists():
         raise ToolError(
             f"{folder} was built by {source.name} in {file}, which does not exist; "

@@ -74,7 +74,15 @@ def load_torch_model(
     Raises:
         ToolError: Also when the reference is an .onnx file.
     """
-    model = load_model(text, data, input_shape, seed)
+    return require_torch(load_model(text, data, input_shape, seed), text)
+
+
+def require_torch(model: Model, text: str) -> TorchModel:
+    """Return a model that was named so, which must be a torch model.
+
+    Raises:
+        ToolError: It is an .onnx file.
+    """
     if isinstance(model, OnnxModel):
         raise ToolError(
             f"{text} is an ONNX file, whose weights cannot be trained or pruned; "

@@ -26,7 +26,8 @@ class Source(BaseModel, frozen=True):
         kind: ``timm``, ``torchvision``, ``hf`` or ``factory``.
         name: Model name, or the factory's function name; of ``hf`` also a folder, which is not needed any more.
         arguments: Keyword arguments it is built with.
-        file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint.
+        file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint
+            on the same drive.
         file_sha256: What that file was when the model was built.
         activation: What its activation layers were replaced by, as in `core.activations`; None leaves them.
         config: The text of an ``hf`` model's ``config.json``, which is all that it is rebuilt from.

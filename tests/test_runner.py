@@ -171,6 +171,19 @@ def test_given_weights_are_taken_instead_of_training(
     assert ran(run("teacher.weights=given/model.safetensors")) == []
 
 
+def test_a_run_folder_may_have_any_name(
+    run_some: Callable[..., Callable[..., Result]], onnxpress: Callable[..., Result]
+) -> None:
+    """A colon and a comma mean something in what users name models by, and nothing in a stage's own path."""
+    run_some("teacher", "baseline")
+    arguments = ["run", "job.toml", "-o", "runs/12:30,again", "--set", "teacher.epochs=1"]
+    assert onnxpress(*arguments).exit_code == 0
+    Path("runs/12:30,again/baseline/done.json").unlink()
+    resumed = onnxpress(*arguments)  # which reads the teacher from its folder
+    assert resumed.exit_code == 0, resumed.stderr
+    assert ran(resumed) == ["baseline"]
+
+
 def test_a_stage_that_fails_loses_nothing_that_is_done(run_some: Callable[..., Callable[..., Result]]) -> None:
     run = run_some("teacher", "student", "prune")
     failed = run('prune.ignore=["nowhere"]')
