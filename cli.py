@@ -348,14 +348,13 @@ def bench(
         from bench.compare import BenchConfig, sweep
         from bench.extras import ExtrasConfig, full_bench
         from bench.gate import require_placement as require_placed
+        from bench.html_report import refuse_report, write_html
         from bench.regression import compare_reports, load_report, require_no_regression
         from core.data_reference import load_data
         from core.model_reference import load_model, load_torch_model
 
         before = load_report(old) if old else None
         if html:
-            from bench.html_report import refuse_report, write_html
-
             refuse_report(html)
         loaded = load_data(data) if data else None
         extras = ExtrasConfig(**{name: options.pop(name) for name in ("corruptions", "attack", "scenarios", "slo_ms")})

@@ -3,8 +3,6 @@
 from pathlib import Path
 from string import Template
 
-from plotly.offline import get_plotlyjs
-
 from bench.compare import BenchReport
 from core.errors import ToolError
 from core.whole_output import require_writable, whole_file
@@ -26,6 +24,8 @@ def write_html(report: BenchReport, path: Path) -> None:
     Raises:
         ToolError: The file cannot be written.
     """
+    from plotly.offline import get_plotlyjs
+
     page = Template(_part("page.html")).substitute(
         style=_part("page.css"),
         report=_within_script(report.model_dump_json(indent=2)),

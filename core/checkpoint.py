@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from core.errors import ToolError, did_you_mean
-from core.history import Step
+from core.factories import factory_sha256
+from core.history import Step, digest_of
 from core.input_spec import InputSpec
 from core.model_source import build_module
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan, replay
-from core.references import file_sha256, missing_path
+from core.references import existing_sha256, missing_path
 from core.torch_model import Source, TorchModel
 from core.whole_output import refuse_overwrite, whole_folder
 
@@ -96,7 +97,7 @@ def load_checkpoint(folder: Path) -> TorchModel:
     described = read_checkpoint_file(folder)
     source = described.source
     if source.file is not None:
-        source = source.model_copy(update={"file": str(_locate_factory(folder, source))})
+        source = _located(folder, source)
     module = build_module(source)
     if described.plan is not None:
         replay(module, described.plan)
@@ -144,6 +145,17 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """Return the files that a checkpoint is made of: two, and those of `PARTS` that are there."""
     parts = [folder / name for name in PARTS if (folder / name).is_file()]
     return [folder / "model.safetensors", folder / "model.json", *parts]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a digest that changes with the files of a checkpoint, and with the factory's file that it is rebuilt by.
+
+    Raises:
+        ToolError: One of them is missing, or damaged.
+    """
+    files = [existing_sha256(file) for file in checkpoint_files(folder)]
+    source = read_checkpoint_file(folder).source
+    return digest_of([files, factory_sha256(_locate_factory(folder, source)) if source.file is not None else None])
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -222,6 +234,15 @@ def _path_from(folder: Path, file: str) -> str:
         return file
 
 
+def _located(folder: Path, source: Source) -> Source:
+    """Return where a factory's file is and what it is now: what the module is rebuilt from."""
+    file = _locate_factory(folder, source)
+    now = factory_sha256(file)
+    if source.file_sha256 is not None and now != source.file_sha256:
+        logger.warning("%s has changed since %s was built from it", file, folder)
+    return source.model_copy(update={"file": str(file), "file_sha256": now})
+
+
 def _locate_factory(folder: Path, source: Source) -> Path:
     assert source.file is not None
     file = (folder.resolve() / source.file).resolve()
@@ -230,8 +251,6 @@ def _locate_factory(folder: Path, source: Source) -> Path:
             f"{folder} was built by {source.name} in {file}, which does not exist; "
             "a checkpoint of a FILE.py:FACTORY needs that file at the same place relative to it"
         )
-    if source.file_sha256 is not None and file_sha256(file) != source.file_sha256:
-        logger.warning("%s has changed since %s was built from it", file, folder)
     return file
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from core.channel_statistics import channel_statistics
-from core.checkpoint import checkpoint_files, load_checkpoint, load_weights
+from core.checkpoint import checkpoint_digest, load_checkpoint, load_weights
 from core.data import Data
 from core.errors import ToolError
+from core.factories import factory_sha256
 from core.hf_model import hf_digests, load_hf
 from core.history import digest_of
 from core.input_spec import InputSpec
@@ -116,7 +117,7 @@ def reference_digest(text: str) -> str:
     weights = reference.arguments.get("weights")
     digests = [existing_sha256(Path(str(weights)))] if weights is not None else []
     if reference.file is not None:
-        digests.append(existing_sha256(reference.file))
+        digests.append(factory_sha256(reference.file))
     elif reference.kind == "hf":
         digests += hf_digests(reference.name)
     elif reference.kind == "path":
@@ -124,7 +125,7 @@ def reference_digest(text: str) -> str:
         if path.suffix == ".onnx" and not path.is_dir():
             digests.append(open_onnx(path).sha256)  # the weights beside it are of it
         else:
-            digests += [existing_sha256(file) for file in (checkpoint_files(path) if path.is_dir() else [path])]
+            digests.append(checkpoint_digest(path) if path.is_dir() else existing_sha256(path))
     return digest_of([reference.kind, reference.name, reference.arguments, digests])
 
 

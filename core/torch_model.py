@@ -28,7 +28,7 @@ class Source(BaseModel, frozen=True):
         arguments: Keyword arguments it is built with.
         file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint
             on the same drive.
-        file_sha256: What that file was when the model was built.
+        file_sha256: What that file was when the module was built, with the neighbours that it imports.
         activation: What its activation layers were replaced by, as in `core.activations`; None leaves them.
         config: The text of an ``hf`` model's ``config.json``, which is all that it is rebuilt from.
     """
