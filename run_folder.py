@@ -11,10 +11,11 @@ from core.checkpoint import checkpoint_files, load_checkpoint
 from core.data import Data
 from core.external_data import data_file
 from core.history import digest_of
-from core.machine import package_versions, this_machine
+from core.machine import determining_versions, this_machine
 from core.model import Model
 from core.model_reference import load_model, load_onnx_model, reference_digest, require_torch
 from core.onnx_model import OnnxModel, open_onnx
+from core.own_code import code_digest
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
@@ -110,14 +111,16 @@ class RunFolder:
                 dataclasses.asdict(stage.config),
                 {role: self.digest(role, named) for role, named in stage.references.items() if role not in FOLDERS},
                 self.data.fingerprint,
-                package_versions(),
+                self.recipe.skip_bad,
+                determining_versions(),
+                code_digest(),
                 self.measured_where(stage),
             ]
         )
 
     def measured_where(self, stage: Stage) -> Any:
-        """What a measurement depends on beside its stage's config: nothing for stages that measure none."""
-        if stage.kind not in ("prune", "quantize", "bench"):
+        """What a measurement depends on beside its stage's config: nothing for stages that run no file to judge it."""
+        if stage.kind not in ("prune", "quantize", "verify", "bench"):
             return None
         return [this_machine().model_dump(), self.recipe.provider, self.recipe.threads]
 

@@ -14,14 +14,8 @@ from typing import Any
 
 from core.errors import ToolError, did_you_mean
 from core.history import digest_of
+from core.own_code import OWN_MODULES
 from core.references import Argument, existing_sha256, file_sha256, missing_path
-
-OWN_MODULES = (
-    *("bench", "compress", "core", "export", "recipes"),
-    *("cli", "command_options", "interruption", "invocation", "option_rules", "options"),
-    *("recipe", "run_folder", "runner", "stages", "terminal"),
-)
-"""What this package calls its own modules; a user may call theirs so too."""
 
 _neighbours: dict[Path, dict[str, ModuleType]] = {}
 """Folder of a factory's file -> what was imported from it, by its names in `sys.modules`."""

@@ -22,6 +22,18 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
 )
+"""What reports and histories name."""
+ALSO_DETERMINING = (
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torchmetrics",
+    "transformers",
+)
+"""What a stage's result rests on beside these: how samples are read, models built, figures computed."""
 
 
 class Machine(BaseModel, frozen=True):
@@ -36,11 +48,20 @@ class Machine(BaseModel, frozen=True):
     python: str
 
 
-@cache
 def package_versions() -> dict[str, str]:
+    """Return the installed version of each package that a report names."""
+    return _installed(PACKAGES)
+
+
+def determining_versions() -> dict[str, str]:
     """Return the installed version of each package whose behaviour reaches an output."""
+    return _installed((*PACKAGES, *ALSO_DETERMINING))
+
+
+@cache
+def _installed(packages: tuple[str, ...]) -> dict[str, str]:
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

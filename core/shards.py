@@ -115,7 +115,6 @@ def load_shards(reference: Reference) -> Data:
         splits[name] = whole_split(samples[name], torch.as_tensor(checked))
     sizes = samples["train"].sizes(spread(len(samples["train"]), SURVEYED).tolist())
     size = image_size(reference) or (sizes.pop() if len(sizes) == 1 else None)
-    files = sorted({path for paths in shards.values() for path in paths})
     return Data(
         reference=reference.text,
         train=splits["train"],
@@ -124,7 +123,9 @@ def load_shards(reference: Reference) -> Data:
         labels=labels,
         sample_shape=None if size is None else (MODE_CHANNELS[mode], *size),
         kind="image",
-        fingerprint=digest_of([arguments, files_fingerprint(None, files)]),
+        fingerprint=digest_of(
+            [arguments, labels, {name: files_fingerprint(None, paths) for name, paths in shards.items()}]
+        ),
     )
 
 

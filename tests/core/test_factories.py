@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import ToolError
 from core.factories import (
-    OWN_MODULES,
     accepted,
     call_factory,
     factory_sha256,
@@ -22,7 +20,6 @@ from core.model_reference import load_torch_model, reference_digest
 from core.references import file_sha256
 from core.torch_model import torch_digest
 
-ROOT = Path(__file__).parent.parent.parent
 LINEAR = """
 from torch import nn
 from layers import WIDTH
@@ -150,11 +147,6 @@ def test_neighbours_may_be_called_as_our_own_modules_are(tmp_path: Path) -> None
     assert load_factory(file, "width")() == 3
     assert sys.modules["core.errors"] is core.errors
     assert "core.parts" not in sys.modules
-
-
-def test_our_own_modules_are_all_known() -> None:
-    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert sorted(OWN_MODULES) == sorted([*setuptools["packages"], *setuptools["py-modules"]])
 
 
 def test_what_a_user_adds_to_the_path_stays(tmp_path: Path) -> None:
