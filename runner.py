@@ -12,6 +12,7 @@ from bench.compare import BenchReport
 from bench.gate import Bar, bars
 from core.data_reference import load_data
 from core.external_data import copy_onnx, whole_onnx
+from core.folder_lock import locked
 from core.model import model_digest
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
@@ -68,10 +69,15 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
         progress: Told of every step within a stage.
 
     Raises:
-        ToolError: A stage fails; stages that are done stay done.
+        ToolError: A stage fails; stages that are done stay done. Or another process runs a recipe into that folder.
         GateMissedError: A verification misses a limit. The recipe's own gate does not raise: see `bars`.
     """
-    current = RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, progress)
+    with locked(output):
+        return _run(RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, progress))
+
+
+def _run(current: RunFolder) -> RunReport:
+    recipe, output = current.recipe, current.output
     reports = [_run_stage(current, stage) for stage in recipe.stages]
     bench_report = next(
         (BenchReport.model_validate(stage.report) for stage in reversed(reports) if stage.kind == "bench"), None

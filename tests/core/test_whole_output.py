@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,12 +109,48 @@ def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.onnx", "a.onnx/kept"]
 
 
-def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / ".model.part").mkdir()
-    (tmp_path / ".model.part" / "half").write_text("half")
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom pathlib import Path\nfrom core.whole_output import whole_file, whole_folder\n"
+        "with whole_file(Path('a[1].onnx')) as part, whole_folder(Path('model')) as folder:\n"
+        "    part.touch(), (folder / 'half').touch(), os._exit(9)\n"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+        assert len(names(tmp_path)) == 3
     with whole_folder(tmp_path / "model") as part:
         (part / "a").write_text("new")
-    assert names(tmp_path) == ["model", "model/a"]
+    with whole_file(tmp_path / "a[1].onnx") as part:
+        part.write_text("new")
+    assert names(tmp_path) == ["a[1].onnx", "model", "model/a"]
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_folder])
+def test_two_processes_may_write_to_one_place(tmp_path: Path, writer: Callable[[Path], Any]) -> None:
+    """The other begins and ends while this one writes, and neither touches what the other has not finished."""
+    target = "part" if writer is whole_file else "part / 'a'"
+    code = (
+        f"from pathlib import Path\nfrom core.whole_output import {writer.__name__}\n"
+        f"with {writer.__name__}(Path('out')) as part:\n    ({target}).write_text('other')\n"
+    )
+    with writer(tmp_path / "out") as part:
+        mine = part if writer is whole_file else part / "a"
+        mine.write_text("mine")
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        found = tmp_path / "out" if writer is whole_file else tmp_path / "out" / "a"
+        assert found.read_text() == "other"
+    assert found.read_text() == "mine"
+    assert [one for one in names(tmp_path) if one.startswith(".")] == []
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    for contents in ("first", "second", "third"):
+        with whole_folder(tmp_path / "model") as part:
+            (part / "a").write_text(contents)
+        assert (tmp_path / "disk" / "a").read_text() == contents
+    assert names(tmp_path) == ["disk", "disk/a", "model"]
 
 
 def test_an_existing_output_is_refused_without_force(tmp_path: Path) -> None:
