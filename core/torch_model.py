@@ -90,6 +90,16 @@ def example_inputs(model: TorchModel, batch_size: int, seed: int = 0) -> Tensors
     )
 
 
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay a module's weights out channels last, in place, as torch runs convolutions of images fastest; return it.
+
+    One with weights of five axes, which convolve volumes, stays as it is: that layout is of four.
+    """
+    if any(tensor.ndim == 5 for tensor in (*module.parameters(), *module.buffers())):
+        return module
+    return module.to(memory_format=torch.channels_last)
+
+
 def num_params(module: nn.Module) -> int:
     """Count the parameters."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -146,13 +146,27 @@ def test_made_up_inputs_fit_the_model_and_depend_on_the_seed(linear_onnx: MakeOn
 
 
 @pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(TensorProto.FLOAT16, np.float16), (TensorProto.DOUBLE, np.float64), (TensorProto.BOOL, np.bool_)],
+)
+def test_made_up_inputs_are_of_the_type_that_the_model_takes(linear_onnx: MakeOnnx, code: int, dtype: type) -> None:
+    path = linear_onnx()
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.elem_type = code
+    onnx.save(proto, path)
+    (one,) = made_up_inputs(open_onnx(path), 4)
+    assert (one.shape, one.dtype) == ((4, 5), dtype)
+    assert len(np.unique(one)) > 1
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         pytest.param({"batch": 7}, "input 'x' has its batch fixed at 7; batch size 4 cannot run", id="fixed-batch"),
         pytest.param(
             {"num_features": "F"}, r"dynamic axes beyond the batch, \('N', 'F'\), .*image_size=PIXELS", id="dynamic"
         ),
-        pytest.param({"dtype": TensorProto.INT64}, "input 'x' is int64, .* float32 and uint8 only", id="integers"),
+        pytest.param({"dtype": TensorProto.INT64}, "input 'x' is int64, .* uint8 and bool only", id="integers"),
     ],
 )
 def test_made_up_inputs_are_refused_where_they_would_be_wrong(
