@@ -99,7 +99,7 @@ def _run(current: RunFolder) -> RunReport:
         artifact=str(place) if place else None,
     )
     with whole_file(output / "report.json") as part:
-        part.write_text(report.model_dump_json(indent=2) + "\n")
+        part.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -120,7 +120,7 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     done = current.done(stage)
     if done and current.is_done(stage):
         logger.info("%s: done already", stage.name)
-        stored = json.loads((folder / "report.json").read_text())
+        stored = json.loads((folder / "report.json").read_bytes())
         return StageReport(name=stage.name, kind=stage.kind, cached=True, seconds=done.seconds, report=stored)
     logger.info("%s: %s", stage.name, stage.kind)
     (folder / "done.json").unlink(missing_ok=True)
@@ -133,10 +133,10 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     if model is not None:
         current.models[stage.name, 0] = model
     with whole_file(folder / "report.json") as part:
-        part.write_text(report.model_dump_json(indent=2) + "\n")
+        part.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     finished = Done(key=key, digest=digest, files_digest=current.files_digest(stage), seconds=seconds)
     with whole_file(folder / "done.json") as part:
-        part.write_text(finished.model_dump_json() + "\n")
+        part.write_text(finished.model_dump_json() + "\n", encoding="utf-8")
     drop_state(current.path(stage))
     return StageReport(
         name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=json.loads(report.model_dump_json())

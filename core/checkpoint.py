@@ -83,9 +83,10 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
     with whole_folder(folder) as part:
         (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
         values, texts = _taken_apart(described.model_dump(mode="json"))
-        (part / "model.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (part / "model.json").write_text(text, encoding="utf-8")
         for name, text in {**texts, **(extra_files or {})}.items():
-            (part / name).write_text(text)
+            (part / name).write_text(text, encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> TorchModel:
@@ -213,7 +214,7 @@ def _put_together(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name, (*path, key) in PARTS.items():
         holder = _at(values, path)
         if holder is not None and (folder / name).is_file():
-            holder[key] = (folder / name).read_text()
+            holder[key] = (folder / name).read_text(encoding="utf-8")
     return values
 
 

@@ -20,7 +20,7 @@ def locked(folder: Path) -> Iterator[None]:
         ToolError: Another process works there, or the folder cannot be written.
     """
     require_writable(folder / LOCK)
-    with (folder / LOCK).open("w") as file:
+    with (folder / LOCK).open("wb") as file:
         if not _lock(file.fileno()):
             raise ToolError(f"another process works in {folder}; wait until it is done, or choose another --output")
         yield

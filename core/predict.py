@@ -47,6 +47,7 @@ def outputs_of(
     provider: str = "cpu",
     threads: int = 0,
     spinning: bool = False,
+    tf32: bool = True,
 ) -> Outputs:
     """Return the function that runs a model as it is now; a torch module is copied.
 
@@ -58,9 +59,10 @@ def outputs_of(
         provider: Where an ONNX file runs.
         threads: Threads of an ONNX session; 0 takes the cores this process may use.
         spinning: Let an ONNX session's idle threads wait busily: faster where torch's threads do not compute beside it.
+        tf32: As of `core.sessions.open_session`.
     """
     if isinstance(model, OnnxModel):
-        session = open_session(model.path, provider, threads, spinning=spinning)
+        session = open_session(model.path, provider, threads, spinning=spinning, tf32=tf32)
 
         def run_onnx(inputs: Tensors) -> dict[str, Tensor]:
             taken = zip(inputs, model.inputs, strict=True)

@@ -37,13 +37,14 @@ def parse_reference(text: str, prefixes: Sequence[str]) -> Reference:
     """
     head, *pairs = text.split(",")
     arguments = dict(_argument(pair, text) for pair in pairs)
-    prefix, colon, name = head.rpartition(":")
-    if not colon or _is_windows_drive(prefix, name):
-        return Reference(text, "path", head, arguments)
-    if prefix.endswith(".py"):
-        return Reference(text, "factory", name, arguments, Path(prefix))
+    prefix, colon, name = head.partition(":")
     if prefix in prefixes:
         return Reference(text, prefix, name, arguments)
+    file, _, factory = head.rpartition(":")
+    if file.endswith(".py"):
+        return Reference(text, "factory", factory, arguments, Path(file))
+    if not colon or _is_of_a_path(prefix, name):
+        return Reference(text, "path", head, arguments)
     known = ", ".join(f"{known}:" for known in prefixes)
     raise ToolError(
         f"{text!r}: unknown kind {prefix!r}; known are {known} and FILE.py:FACTORY." + did_you_mean(prefix, prefixes)
@@ -100,5 +101,7 @@ def _typed(value: str) -> Argument:
     return value
 
 
-def _is_windows_drive(prefix: str, name: str) -> bool:
-    return len(prefix) == 1 and name.startswith(("\\", "/"))
+def _is_of_a_path(prefix: str, name: str) -> bool:
+    """Tell whether what stands before the first colon is a Windows drive, or holds a folder: no kind is called so."""
+    is_drive = len(prefix) == 1 and name.startswith(("\\", "/"))
+    return is_drive or "/" in prefix or "\\" in prefix

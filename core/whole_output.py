@@ -13,6 +13,8 @@ import psutil
 
 from core.errors import ToolError
 
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))  # Windows has no quota
+
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:
     """Raise `ToolError` when something stands at `path` and `force` does not allow replacing it."""
@@ -90,15 +92,31 @@ def scratch_folder() -> Iterator[Path]:
     """Yield a folder that is gone afterwards.
 
     Raises:
-        ToolError: There is no room for it, or no place: what the file system refuses in the block is taken to be of it.
+        ToolError: There is no place for it, or no room in it; what the file system refuses elsewhere stays as it is.
     """
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
+        made = tempfile.TemporaryDirectory(prefix="onnxpress-")
     except OSError as error:
-        raise ToolError(
-            f"cannot write temporary files: {error.strerror or error}; make room, or name another folder in TMPDIR"
-        ) from error
+        raise _no_scratch(error) from error
+    with made as scratch:
+        try:
+            yield Path(scratch)
+        except OSError as error:
+            if not _is_of(Path(scratch), error):
+                raise
+            raise _no_scratch(error) from error
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Tell whether an error is of what a folder holds: of a full disk, writing says no name."""
+    if isinstance(error.filename, str | bytes):
+        return Path(os.fsdecode(error.filename)).is_relative_to(folder)
+    return error.errno in NO_ROOM
+
+
+def _no_scratch(error: OSError) -> ToolError:
+    reason = error.strerror or error
+    return ToolError(f"cannot write temporary files: {reason}; make room, or name another folder in TMPDIR")
 
 
 def require_writable(path: Path) -> None:

@@ -111,6 +111,8 @@ class VerifyReport(Report, frozen=True):
 def verify(reference: Model, candidate: Model, config: VerifyConfig, data: Data | None = None) -> VerifyReport:
     """Run both models on the same inputs and compare their outputs, one by one in their order.
 
+    On a GPU, products of float32 are computed as such, not rounded to TF32: what is compared is the files.
+
     Args:
         reference: What is right.
         candidate: What is to be shown right.
@@ -122,7 +124,8 @@ def verify(reference: Model, candidate: Model, config: VerifyConfig, data: Data 
         ToolError: They cannot be run on the same inputs, or differ in the number or shape of outputs.
     """
     run_reference, run_candidate = (
-        outputs_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
+        outputs_of(model, provider=config.provider, threads=config.threads, tf32=False)
+        for model in (reference, candidate)
     )
     pixels = _pixels(reference) or _pixels(candidate)
     to_reference, to_candidate = _feed(reference, pixels), _feed(candidate, pixels)

@@ -188,7 +188,7 @@ def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exporte
 
 
 def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1", "--max-seconds", "0.2"]
+    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1", "--iterations", "20"]
     first = onnxpress(*arguments, "--json")
     rows = json.loads(first.stdout)["rows"]
     assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (4, 1)]

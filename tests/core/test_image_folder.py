@@ -1,6 +1,7 @@
 """Images in class folders: what is listed, decoded and surveyed, and what is refused."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,20 @@ def test_class_names_are_sorted_and_files_beside_them_ignored(image_folder: Make
 def test_a_folder_without_class_folders_is_refused(image_folder: MakeFolder) -> None:
     with pytest.raises(ToolError, match=r"images holds no class folders; images belong in .*images/CLASS/"):
         class_names(image_folder({"": 1}))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_names_need_not_be_text_but_for_those_of_classes(image_folder: MakeFolder) -> None:
+    root = image_folder({"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1})
+    before = load_data(str(root)).fingerprint
+    image = next((root / "train" / "cat").iterdir())
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    data = load_data(str(root))
+    assert data.fingerprint != before
+    assert len(data.split("train")) + len(data.split("validation")) == 4
+    (root / "train" / "dog").rename(root / "train" / os.fsdecode(b"ch\xe9vre"))
+    with pytest.raises(ToolError, match=r"class folder 'ch\\udce9vre' in .*/train is not UTF-8; rename it"):
+        load_data(str(root))
 
 
 def test_a_split_is_listed_class_by_class(image_folder: MakeFolder) -> None:

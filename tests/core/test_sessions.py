@@ -13,10 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from bench.process_cost import _measure
 from core.errors import ToolError
 from core.machine import available_cores
 from core.onnx_model import open_onnx
-from core.sessions import made_up_inputs, open_session, provider_name, run_session
+from core.sessions import made_up_inputs, open_session, provider_name, provider_settings, run_session
 
 MakeOnnx = Callable[..., Path]
 
@@ -143,6 +144,33 @@ def test_made_up_inputs_fit_the_model_and_depend_on_the_seed(linear_onnx: MakeOn
     assert (one.shape, one.dtype) == ((4, 5), np.float32)
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("opens", ["open_session", "process_cost"])
+def test_onnxruntime_never_falls_back_to_the_cpu_by_itself(
+    linear_onnx: MakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: str
+) -> None:
+    """Its Python wrapper does, where a provider fails on opening or running, and prints that on stdout."""
+    disabled: list[bool] = []
+    create = onnxruntime.InferenceSession._create_inference_session
+
+    def seen(session: onnxruntime.InferenceSession, *arguments: object) -> None:
+        disabled.append(not session._enable_fallback)
+        create(session, *arguments)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", seen)
+    if opens == "open_session":
+        open_session(linear_onnx())
+    else:
+        np.savez(tmp_path / "inputs.npz", np.ones((2, 5), np.float32))
+        _measure(str(linear_onnx()), "CPUExecutionProvider", 1, str(tmp_path / "inputs.npz"))
+    assert disabled == [True]
+
+
+def test_cuda_is_told_whether_to_round_products() -> None:
+    assert provider_settings("CUDAExecutionProvider", tf32=False) == {"device_id": 0, "use_tf32": 0}
+    assert provider_settings("CUDAExecutionProvider", tf32=True) == {"device_id": 0, "use_tf32": 1}
+    assert provider_settings("CPUExecutionProvider", tf32=False) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Every output is whole or absent, also when the disk is full or the work is interrupted."""
 
+import errno
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.errors import ToolError
-from core.whole_output import refuse_overwrite, whole_file, whole_folder
+from core.whole_output import refuse_overwrite, scratch_folder, whole_file, whole_folder
 
 FULL_DISK = """
 import resource, signal, sys
@@ -188,6 +190,34 @@ def test_an_output_without_a_name_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolError), writer(Path(path)):
+        pytest.fail("the block ran")
+
+
+def test_a_scratch_folder_is_gone_afterwards() -> None:
+    with scratch_folder() as scratch:
+        (scratch / "a").write_text("new")
+    assert not scratch.exists()
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, None], ids=["no-room", "a-file-of-it"])
+def test_what_a_scratch_folder_refuses_says_where_it_is_chosen(error: OSError | None) -> None:
+    said = r"cannot write temporary files: No .*; make room, or name another folder in TMPDIR"
+    with pytest.raises(ToolError, match=said), scratch_folder() as scratch:
+        raise error or FileNotFoundError(errno.ENOENT, "No such file or directory", str(scratch / "a"))
+
+
+def test_what_is_refused_elsewhere_is_not_of_the_scratch_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), scratch_folder():
+        (tmp_path / "data").read_bytes()
+
+
+def test_where_there_is_no_scratch_folder_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    said = r"cannot write temporary files: .* or name another folder in TMPDIR"
+    with pytest.raises(ToolError, match=said), scratch_folder():
         pytest.fail("the block ran")
 
 
