@@ -13,9 +13,9 @@ _SCRIPTS = ("words.js", "charts.js", "tables.js", "downloads.js", "extras.js", "
 
 def refuse_report(path: Path) -> None:
     """Raise `ToolError` where a page cannot be written, or would replace a file that is no page: a model, data."""
+    require_writable(path)
     if path.exists() and path.suffix.lower() not in (".html", ".htm"):
         raise ToolError(f"{path} exists already and is no .html file, which a report may replace; choose another")
-    require_writable(path)
 
 
 def write_html(report: BenchReport, path: Path) -> None:

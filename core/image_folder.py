@@ -17,6 +17,7 @@ from core.data import UNLABELLED, Data, whole_split
 from core.errors import ToolError, UnreadableSampleError
 from core.history import digest_of
 from core.machine import available_cores
+from core.packed_paths import PackedPaths, packed
 from core.preprocessing import Preprocessing, Tensors, fit_images
 from core.references import Reference, check_arguments
 
@@ -35,7 +36,7 @@ class ImageFiles:
         num_workers: Worker processes to decode with.
     """
 
-    paths: tuple[Path, ...]
+    paths: PackedPaths
     mode: str
     num_workers: int
 
@@ -76,7 +77,7 @@ def load_image_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
     paths = [path for found, _ in listed.values() for path in found]
     shared_mode, size = survey(paths, mode, skip_bad)
     splits = {
-        name: whole_split(ImageFiles(tuple(found), shared_mode, available_cores()), torch.tensor(targets))
+        name: whole_split(ImageFiles(packed(found), shared_mode, available_cores()), torch.tensor(targets))
         for name, (found, targets) in listed.items()
     }
     if "test" not in splits and "val" in splits:

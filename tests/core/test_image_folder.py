@@ -15,6 +15,7 @@ from core.data import Data, whole_split
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.image_folder import ImageFiles, class_names, decode, files_fingerprint, list_split, survey
+from core.packed_paths import packed
 from core.preprocessing import Preprocessing
 
 MakeFolder = Callable[..., Path]
@@ -163,7 +164,7 @@ def test_a_mode_that_models_do_not_take_needs_a_conversion(image_folder: MakeFol
 def test_images_of_any_size_are_fitted_in_worker_processes(image_folder: MakeFolder) -> None:
     image_folder({"cat": 2}, height=12, width=20)
     paths, _ = list_split(image_folder({"cat": 1}, height=7), ("cat",))
-    files = ImageFiles(tuple(paths), "RGB", num_workers=1)
+    files = ImageFiles(packed(paths), "RGB", num_workers=1)
     split = whole_split(files, torch.zeros(3, dtype=torch.int64))
     (found,) = batches(split, Preprocessing(image_size=(5, 5), channels=3), 8)
     assert found[0][0].shape == (3, 3, 5, 5)
