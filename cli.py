@@ -349,22 +349,20 @@ def bench(
         from bench.compare import BenchConfig, sweep
         from bench.extras import ExtrasConfig, full_bench
         from bench.gate import require_placement as require_placed
+        from bench.html_report import refuse_report, write_html
         from bench.regression import compare_reports, load_report, require_no_regression
         from core.data_reference import load_data
         from core.model_reference import load_model, load_torch_model
-        from core.whole_output import require_writable
 
         before = load_report(old) if old else None
         if html:
-            require_writable(html)
+            refuse_report(html)
         loaded = load_data(data) if data else None
         extras = ExtrasConfig(**{name: options.pop(name) for name in ("corruptions", "attack", "scenarios", "slo_ms")})
         source = load_torch_model(attack_source, loaded) if attack_source else None
         settings = sweep(BenchConfig(**options), providers, batch_sizes, threads)
         report = full_bench([load_model(model, loaded) for model in models], settings, extras, loaded, source, progress)
         if html:
-            from bench.html_report import write_html
-
             write_html(report, html)
         compared = compare_reports(before, report) if before else None
     render(compared or report, given)

@@ -279,7 +279,7 @@ bench_options = together(
         type=click.FloatRange(0, min_open=True),
         default=120.0,
         show_default=True,
-        help="Time after which a setting's timing stops though its speedups are not sharp.",
+        help="Time that a setting's timing takes at most, though its speedups are not sharp; one round is always run.",
     ),
     click.option(
         "--torch",

@@ -78,7 +78,7 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     path = find_recipe(path)
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ToolError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:

@@ -7,14 +7,15 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from core.checkpoint import checkpoint_files
+from core.checkpoint import checkpoint_files, load_checkpoint
 from core.data import Data
 from core.external_data import data_file
 from core.history import digest_of
-from core.machine import package_versions, this_machine
+from core.machine import determining_versions, this_machine
 from core.model import Model
-from core.model_reference import load_model, load_onnx_model, load_torch_model, reference_digest
-from core.onnx_model import OnnxModel
+from core.model_reference import load_model, load_onnx_model, reference_digest, require_torch
+from core.onnx_model import OnnxModel, open_onnx
+from core.own_code import code_digest
 from core.progress import Progress
 from core.references import existing_sha256, file_sha256
 from core.torch_model import TorchModel
@@ -64,19 +65,21 @@ class RunFolder:
         stage = self.stage(reference)
         key = (reference, 0 if stage else seed)
         if key not in self.models:
-            made = load_model(str(self.path(stage))) if stage else load_model(reference, self.data, seed=seed)
-            self.models[key] = made
+            self.models[key] = self._made(stage) if stage else load_model(reference, self.data, seed=seed)
         return self.models[key]
 
     def torch(self, reference: str, seed: int = 0) -> TorchModel:
         """The same, which must be a torch model."""
-        model = self.model(reference, seed)
-        return model if isinstance(model, TorchModel) else load_torch_model(str(model.path))
+        return require_torch(self.model(reference, seed), reference)
 
     def onnx(self, reference: str) -> OnnxModel:
         """The same, which must be an ONNX file."""
         model = self.model(reference)
         return model if isinstance(model, OnnxModel) else load_onnx_model(reference)
+
+    def _made(self, stage: Stage) -> Model:
+        path = self.path(stage)
+        return open_onnx(path) if stage.does.makes == "onnx" else load_checkpoint(path)
 
     def done(self, stage: Stage) -> Done | None:
         """What the stage left when it finished, None when it did not."""
@@ -101,20 +104,25 @@ class RunFolder:
         return digest_of([file_sha256(file) if file.is_file() else None for file in files])
 
     def key(self, stage: Stage) -> str:
-        """Digest of everything that determines the stage."""
+        """Digest of everything that determines the stage.
+
+        What takes minutes is redone when this package's code is not the same; training, only for another version.
+        """
         return digest_of(
             [
                 stage.kind,
                 dataclasses.asdict(stage.config),
                 {role: self.digest(role, named) for role, named in stage.read.items()},
                 self.data.fingerprint,
-                package_versions(),
+                self.recipe.skip_bad,
+                determining_versions(),
+                code_digest() if stage.does.makes != "torch" else None,
                 self.measured_where(stage),
             ]
         )
 
     def measured_where(self, stage: Stage) -> Any:
-        """What a measurement depends on beside its stage's config: nothing for stages that measure none."""
+        """What a measurement depends on beside its stage's config: nothing for stages that run no file to judge it."""
         if not stage.does.is_measured:
             return None
         return [this_machine().model_dump(), self.recipe.provider, self.recipe.threads]

@@ -12,6 +12,7 @@ from bench.compare import BenchReport
 from bench.gate import Bar, bars
 from core.data_reference import load_data
 from core.external_data import copy_onnx, whole_onnx
+from core.folder_lock import locked
 from core.model import model_digest
 from core.onnx_model import OnnxModel
 from core.progress import Progress, no_progress
@@ -68,10 +69,15 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
         progress: Told of every step within a stage.
 
     Raises:
-        ToolError: A stage fails; stages that are done stay done.
+        ToolError: A stage fails; stages that are done stay done. Or another process runs a recipe into that folder.
         GateMissedError: A verification misses a limit. The recipe's own gate does not raise: see `bars`.
     """
-    current = RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, progress)
+    with locked(output):
+        return _run(RunFolder(recipe, load_data(recipe.data, recipe.skip_bad), output, progress))
+
+
+def _run(current: RunFolder) -> RunReport:
+    recipe, output = current.recipe, current.output
     reports = [_run_stage(current, stage) for stage in recipe.stages]
     bench_report = next(
         (BenchReport.model_validate(stage.report) for stage in reversed(reports) if stage.kind == "bench"), None
@@ -93,7 +99,7 @@ def run(recipe: Recipe, output: Path, *, progress: Progress = no_progress) -> Ru
         artifact=str(place) if place else None,
     )
     with whole_file(output / "report.json") as part:
-        part.write_text(report.model_dump_json(indent=2) + "\n")
+        part.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return report
 
 
@@ -114,7 +120,7 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     done = current.done(stage)
     if done and current.is_done(stage):
         logger.info("%s: done already", stage.name)
-        stored = json.loads((folder / "report.json").read_text())
+        stored = json.loads((folder / "report.json").read_bytes())
         return StageReport(name=stage.name, kind=stage.kind, cached=True, seconds=done.seconds, report=stored)
     logger.info("%s: %s", stage.name, stage.kind)
     (folder / "done.json").unlink(missing_ok=True)
@@ -127,10 +133,10 @@ def _run_stage(current: RunFolder, stage: Stage) -> StageReport:
     if model is not None:
         current.models[stage.name, 0] = model
     with whole_file(folder / "report.json") as part:
-        part.write_text(report.model_dump_json(indent=2) + "\n")
+        part.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     finished = Done(key=key, digest=digest, files_digest=current.files_digest(stage), seconds=seconds)
     with whole_file(folder / "done.json") as part:
-        part.write_text(finished.model_dump_json() + "\n")
+        part.write_text(finished.model_dump_json() + "\n", encoding="utf-8")
     drop_state(current.path(stage))
     return StageReport(
         name=stage.name, kind=stage.kind, cached=False, seconds=seconds, report=json.loads(report.model_dump_json())

@@ -44,7 +44,7 @@ class StageKind:
         roles: What it reads.
         makes: Which kind of model it makes; None where it makes none.
         own: Settings that it does not take from above the stages.
-        is_measured: Whether what it makes follows from what is measured on this machine.
+        is_measured: Whether it runs files on this machine to judge them.
     """
 
     config: type
@@ -94,6 +94,6 @@ STAGE_KINDS = {
     "quantize": StageKind(
         config=QuantizeConfig, roles=(replace(MODEL, carrier="onnx"),), makes="onnx", is_measured=True
     ),
-    "verify": StageKind(config=VerifyConfig, roles=(MODEL, REFERENCE)),
+    "verify": StageKind(config=VerifyConfig, roles=(MODEL, REFERENCE), is_measured=True),
     "bench": StageKind(config=BenchConfig, roles=(MODELS,), is_measured=True),
 }

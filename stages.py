@@ -5,7 +5,6 @@ The CLI's commands and a recipe's stages are made of these; only this file and `
 
 import dataclasses
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from compress.training_state import discard_state, partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError, ToolError
+from core.external_data import refuse_replacing
 from core.history import digest_of, step
 from core.layer_shape import LayerShape
 from core.measuring import Measuring, Timed
@@ -45,7 +45,7 @@ from core.progress import Progress
 from core.references import file_sha256
 from core.result import Report, Result
 from core.torch_model import TorchModel, torch_digest
-from core.whole_output import require_writable, whole_file
+from core.whole_output import require_writable, scratch_folder, whole_file
 from export.to_onnx import ExportConfig, export
 from export.verify import VerifyConfig, VerifyReport, require_verified, verify
 from recipe import Stage
@@ -82,15 +82,15 @@ def measuring(provider: str, threads: int, batch_size: int, precision: str, data
         require_int8_kernels(provider)
         types = fast_layout()
     files: dict[str, OnnxModel] = {}
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
 
         def exported(model: TorchModel) -> OnnxModel:
             digest = torch_digest(model)
             if digest not in files:
-                file = export(model, Path(scratch) / f"{len(files)}.onnx", ExportConfig()).model
+                file = export(model, scratch / f"{len(files)}.onnx", ExportConfig()).model
                 if precision == "int8" and data is not None:
                     config = QuantizeConfig(provider=provider, calibration_samples=CALIBRATION_SAMPLES)
-                    file = quantize(file, data, Path(scratch) / f"{len(files)}-int8.onnx", config).model
+                    file = quantize(file, data, scratch / f"{len(files)}-int8.onnx", config).model
                 files[digest] = file
             return files[digest]
 
@@ -181,7 +181,7 @@ def find_int8_sensitivity(
     Raises:
         ToolError: The plot would replace the file, or cannot be written.
     """
-    if output.exists() and output.samefile(model.path):
+    if output.exists() and any(output.samefile(file) for file in model.files):
         raise ToolError(f"{output} is the file to look at, which stays; choose another --output")
     return _plotted(
         output,
@@ -195,7 +195,7 @@ def _plotted(output: Path, measure: Callable[[], Measured], plot: Callable[[Meas
     require_writable(output)
     report = measure()
     with whole_file(output) as part:
-        part.write_text(plot(report))
+        part.write_text(plot(report), encoding="utf-8")
     return report
 
 
@@ -210,7 +210,12 @@ def quantize_measured(
     baseline: OnnxModel | None = None,
     force: bool = False,
 ) -> Result[OnnxModel, QuantizeReport]:
-    """Quantize a file with its speed and parity measured on ONNX Runtime."""
+    """Quantize a file with its speed and parity measured on ONNX Runtime.
+
+    Raises:
+        ToolError: The output would replace a file of the model.
+    """
+    refuse_replacing(model.files, output)
     return quantize(
         model,
         data,
@@ -250,8 +255,8 @@ def quantize_trained(
     Raises:
         GateMissedError: Nothing is faster, or what is loses too much after training too.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        whole = export(model, Path(scratch) / "float32.onnx", ExportConfig()).model
+    with scratch_folder() as scratch:
+        whole = export(model, scratch / "float32.onnx", ExportConfig()).model
         try:
             return quantize_measured(whole, data, output, config, threads, progress, force=force)
         except GateMissedError as missed:
@@ -265,7 +270,7 @@ def quantize_trained(
             training = dataclasses.replace(training, kd_ratio=1.0)
         workspace = partial_folder(output)
         trained = distill(model, model, data, training, workspace=workspace, progress=progress).model
-        file = export(trained, Path(scratch) / "trained.onnx", ExportConfig()).model
+        file = export(trained, scratch / "trained.onnx", ExportConfig()).model
         made = quantize_measured(file, data, output, config, threads, progress, baseline=whole, force=force)
         drop_state(output)
     return Result(made.model, made.report.model_copy(update={"trained_epochs": training.epochs}))

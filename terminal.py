@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 PLAIN_LINE_SECONDS = 10.0
+SHORTEST_S = 1e-9  # a clock may stand still between two calls: Windows's ticks every 16 ms
 ANY_WIDTH = 10_000
 NOTHING: tuple[Any, ...] = (None, (), [], {}, "")  # what a report need not be shown to hold
 OUR_LOGGERS = ("recipe", "runner", "stages", "run_folder", "core", "compress", "export", "bench")
@@ -222,7 +223,7 @@ def _plain_lines() -> Callable[[str, int, int, str], None]:
         if done == first or now - last_line < PLAIN_LINE_SECONDS:
             return
         last_line = now
-        rate = (done - first) / (now - started)
+        rate = (done - first) / max(now - started, SHORTEST_S)
         left = (total - done) / rate
         duration = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
         sys.stderr.write(f"{description}: {done}/{total} {unit}, {rate:.1f}/s, {duration} left\n")

@@ -17,10 +17,10 @@ from bench.quality import Quality, QualityChange, quality, quality_change
 from bench.runnable import Open, open_onnx_run, open_torch_run
 from core.compatibility import check_reads, preprocessing_of
 from core.data import Data
-from core.errors import require
+from core.errors import ToolError, require
 from core.history import Step
 from core.machine import Machine, available_cores, package_versions, this_machine
-from core.model import Model
+from core.model import Model, model_digest
 from core.onnx_model import OnnxModel
 from core.predict import predict
 from core.progress import Progress, no_progress
@@ -28,6 +28,7 @@ from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
 from core.sessions import made_up_inputs, provider_name
 
+BENCH_FORMAT_VERSION = "1.1"
 TorchMode = Literal["eager", "compiled"]
 
 
@@ -70,7 +71,7 @@ class BenchRow(BaseModel, frozen=True):
 
     Attributes:
         name: The model.
-        sha256: Digest of its file; None for a torch module.
+        sha256: Digest of its file, or of a torch module's architecture and weights.
         runtime: ``onnxruntime``, ``torch eager`` or ``torch compiled``.
         provider: Where it ran, with how many threads, at which batch size.
         latency: The time of one run.
@@ -86,7 +87,7 @@ class BenchRow(BaseModel, frozen=True):
     """
 
     name: str
-    sha256: str | None
+    sha256: str
     runtime: str
     provider: str
     threads: int
@@ -111,10 +112,13 @@ class BenchRow(BaseModel, frozen=True):
 class BenchReport(Report, frozen=True):
     """All rows, setting by setting, each setting's first row its baseline; and what they were measured with.
 
-    `sequence_length` is that of the texts that latency was measured on, None where the models take none.
+    `sequence_length` is that of the texts that latency was measured on, None where the models take none;
+    `data_fingerprint` is what the data was.
     """
 
+    format_version: str = BENCH_FORMAT_VERSION
     data: str | None
+    data_fingerprint: str | None = None
     split: str | None
     sequence_length: int | None = None
     machine: Machine
@@ -160,14 +164,11 @@ def bench(
         progress: Told of every round of the timing.
 
     Raises:
-        ToolError: A model cannot run in a setting, or cannot read the data; or a sequence length is asked for that it
-            cannot have.
+        ToolError: A model cannot run in a setting, or cannot read the data, or that has no labels; or a sequence length
+            is asked for that a model cannot have.
     """
-    if data:  # before the timing, which may take minutes
-        data.split(settings[0].split)
-        for model in models:
-            check_reads(model, data)
-            preprocessing_of(model, data)
+    if data:
+        _check_scored(models, data, settings[0].split)
     length = settings[0].sequence_length
     models = [with_sequence_length(model, length) for model in models] if length is not None else models
     entries = _entries(models, settings[0].torch_modes)
@@ -188,6 +189,7 @@ def bench(
     return BenchReport(
         stage="bench",
         data=data.reference if data else None,
+        data_fingerprint=data.fingerprint if data else None,
         split=settings[0].split if data else None,
         sequence_length=max((one for one in map(sequence_length, models) if one is not None), default=None),
         machine=this_machine(),
@@ -197,6 +199,18 @@ def bench(
         sharp=all(one.sharp for one in timings),
         rows=tuple(rows),
     )
+
+
+def _check_scored(models: Sequence[Model], data: Data, split: str) -> None:
+    """Check what the scores need: before the timing, which may take minutes."""
+    if not data.split(split).is_labelled:
+        raise ToolError(
+            f"the {split} split of {data.reference} has no labels to score models by; give it some, or bench without "
+            "data, which measures all but accuracy"
+        )
+    for model in models:
+        check_reads(model, data)
+        preprocessing_of(model, data)
 
 
 def _entries(models: Sequence[Model], torch_modes: Sequence[TorchMode]) -> list[_Entry]:
@@ -251,7 +265,7 @@ def _row(
     nodes = profile(file, config.provider, config.threads, config.batch_size) if file else ()
     return BenchRow(
         name=entry.name,
-        sha256=file.sha256 if file else None,
+        sha256=model_digest(entry.model),
         runtime=entry.runtime,
         provider=config.provider,
         threads=config.threads,

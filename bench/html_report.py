@@ -3,13 +3,19 @@
 from pathlib import Path
 from string import Template
 
-from plotly.offline import get_plotlyjs
-
 from bench.compare import BenchReport
-from core.whole_output import whole_file
+from core.errors import ToolError
+from core.whole_output import require_writable, whole_file
 
 _PARTS = Path(__file__).with_name("html_report_page")
 _SCRIPTS = ("words.js", "charts.js", "tables.js", "downloads.js", "extras.js", "page.js")
+
+
+def refuse_report(path: Path) -> None:
+    """Raise `ToolError` where a page cannot be written, or would replace a file that is no page: a model, data."""
+    require_writable(path)
+    if path.exists() and path.suffix.lower() not in (".html", ".htm"):
+        raise ToolError(f"{path} exists already and is no .html file, which a report may replace; choose another")
 
 
 def write_html(report: BenchReport, path: Path) -> None:
@@ -18,6 +24,8 @@ def write_html(report: BenchReport, path: Path) -> None:
     Raises:
         ToolError: The file cannot be written.
     """
+    from plotly.offline import get_plotlyjs
+
     page = Template(_part("page.html")).substitute(
         style=_part("page.css"),
         report=_within_script(report.model_dump_json(indent=2)),

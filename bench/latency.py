@@ -37,6 +37,7 @@ SETTLE_MS = 6.0  # untimed at the start of a turn: caches fill, and the core is 
 STEADY_RATIO = 0.98  # warm-up ends when a window is no faster than this share of the best before it
 MAX_WARMUP_WINDOWS = 20
 WINDOW_MS = 10.0
+WARMUP_RATIO = 0.5  # of a round's share of the time, at most, where models are slow
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,11 @@ class TimingConfig:
 
     Attributes:
         iterations: Least timed runs of each model, as far as `max_seconds` allows.
-        rounds: Least rounds to spread them over; every round opens the models anew.
+        rounds: Least rounds to spread them over, likewise; every round opens the models anew.
         max_rounds: Rounds after which measuring stops though the speedups are not sharp.
         half_width: Half-width of the speedups' intervals, as a share, at which measuring stops.
-        max_seconds: Time after which no further round starts and before which the least iterations should fit.
+        max_seconds: Time that all rounds take at most; the first is run whatever it takes. Slow models get fewer, and
+            with too few there is no interval.
         seed: Seeds the order of turns.
     """
 
@@ -154,36 +156,51 @@ def measure(models: Sequence[Open], config: TimingConfig, progress: Progress = n
     warmups = [0] * len(models)
     started = time.monotonic()
     num_rounds, index, sharp = min(config.rounds, config.iterations), 0, False
-    while index < num_rounds or not (sharp := _sharp(rounds, config.half_width)):
-        spent = time.monotonic() - started
-        if index >= num_rounds and (index >= config.max_rounds or spent > config.max_seconds):
-            break
+    share_s = config.max_seconds / num_rounds
+    while not index or _goes_on(index, num_rounds, time.monotonic() - started, config, sharp=sharp):
+        began = time.monotonic()
         runs: list[Callable[[], object]] = [lambda: None] * len(models)
         for model in random.permutation(len(models)):
             runs[model] = models[model]()
-        steady = [warm_up(run) for run in runs]
+        steady = [warm_up(run, WARMUP_RATIO * share_s / len(models)) for run in runs]
         if index == 0:
             warmups = [count for count, _ in steady]
         wait = any(_leaves_threads_spinning(run) for run in runs)
-        turns, counts = _turns([run_ms for _, run_ms in steady], config, num_rounds, APART if wait else CLOSE)
+        left_ms = 1000 * (share_s - (time.monotonic() - began))
+        wanted = math.ceil(config.iterations / num_rounds)
+        turns, counts = _turns([run_ms for _, run_ms in steady], wanted, left_ms, APART if wait else CLOSE)
         for model, times in enumerate(_round(runs, turns, counts, random, wait=wait)):
             rounds[model].append(times)
         del runs
         index += 1
+        sharp = _sharp(rounds, config.half_width)
         progress("measure", index, max(index, num_rounds), "rounds")
     return Timings(tuple(tuple(times) for times in rounds), tuple(warmups), sharp)
 
 
-def warm_up(run: Callable[[], object]) -> tuple[int, float]:
+def _goes_on(done: int, num_rounds: int, spent_s: float, config: TimingConfig, *, sharp: bool) -> bool:
+    """Tell whether another round is wanted, and fits into the time if it takes as long as those that are done."""
+    is_wanted = done < num_rounds or (not sharp and done < config.max_rounds)
+    return is_wanted and spent_s * (done + 1) / done <= config.max_seconds
+
+
+def warm_up(run: Callable[[], object], max_seconds: float = math.inf) -> tuple[int, float]:
     """Run until the time is steady: until a window of runs is no longer faster than those before it.
+
+    Args:
+        run: Runs the model once.
+        max_seconds: Time after which no further window begins.
 
     Returns:
         How many runs it took, and the median time of the last window's in milliseconds.
     """
     _wait_for_idle_threads()
+    until = time.monotonic() + max_seconds
     best, count = math.inf, 0
     median = _timed(run, 1)[0]  # the first run allocates
     for _ in range(MAX_WARMUP_WINDOWS):
+        if time.monotonic() > until:
+            break
         size = min(100, max(3, int(WINDOW_MS / median)))
         median = float(np.median(_timed(run, size)))
         count += size
@@ -248,14 +265,12 @@ def measure_against(
     return [Timed(_p50_ms(first), _p50_ms(one), speedup(first, one).ratio) for one in others]
 
 
-def _turns(run_ms: Sequence[float], config: TimingConfig, num_rounds: int, pace: _Pace) -> tuple[int, list[int]]:
-    """Return how many turns a round has, and each model's runs in one: the iterations, as far as the time allows."""
-    wanted = math.ceil(config.iterations / num_rounds)
+def _turns(run_ms: Sequence[float], wanted: int, left_ms: float, pace: _Pace) -> tuple[int, list[int]]:
+    """Return how many turns a round has, and each model's runs in one: the wanted runs, as far as the time allows."""
     counts = [min(wanted, max(2, int(pace.turn_ms / one))) for one in run_ms]
     turns = max(min(wanted, pace.turns), *(math.ceil(wanted / count) for count in counts))
     turn_ms = sum(max(SETTLE_MS, one) + count * one for one, count in zip(run_ms, counts, strict=True))
-    affordable = int(1000 * config.max_seconds / num_rounds / turn_ms)
-    return max(1, min(turns, affordable)), counts
+    return max(1, min(turns, int(left_ms / turn_ms))), counts
 
 
 def _round(

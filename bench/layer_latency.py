@@ -62,7 +62,7 @@ def layer_latencies(
             known |= zip(map(_key, layers_of_file), times, strict=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as part:
-            part.write_text(json.dumps(known))
+            part.write_text(json.dumps(known), encoding="utf-8")
     return [known[_key(layer)] for layer in layers]
 
 
@@ -109,7 +109,7 @@ def _timed(
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        known: dict[str, float] = json.loads(path.read_text())
+        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # not there yet, or damaged: it is timed anew
         return {}
     return known

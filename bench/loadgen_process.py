@@ -10,7 +10,6 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from core.errors import ToolError
 from core.input_spec import at_length
 from core.onnx_model import OnnxModel, open_onnx
 from core.sessions import Array, made_up_inputs, open_session, run_session
+from core.whole_output import scratch_folder
 
 SCENARIOS = {"single-stream": "SingleStream", "offline": "Offline", "server": "Server"}
 WARMUP = 10  # untimed runs before each run of LoadGen
@@ -71,14 +71,14 @@ def loadgen(path: Path, provider: str, threads: int) -> Iterator[Run]:
         RuntimeError: From a request: the process ended by an error of ours.
     """
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxpress-loadgen-")))
+        folder = stack.enter_context(scratch_folder())
         said = folder / "stderr.txt"
         child = stack.enter_context(
             subprocess.Popen(
                 [sys.executable, "-P", "-m", "bench.loadgen_process", path.resolve(), provider, str(threads), folder],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=stack.enter_context(said.open("w")),
+                stderr=stack.enter_context(said.open("wb")),
                 text=True,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # a terminal's Ctrl-C comes to this process alone, which ends the other
@@ -94,7 +94,7 @@ def loadgen(path: Path, provider: str, threads: int) -> Iterator[Run]:
             requests.flush()
             reply = replies.readline()
             if not reply:
-                raise _ended(child.wait(), said.read_text())
+                raise _ended(child.wait(), said.read_text(encoding="utf-8", errors="replace"))
             if error := json.loads(reply):
                 raise ToolError(error)
             return _logged_figures(folder)
@@ -111,7 +111,7 @@ def _ended(exit_code: int, said: str) -> Exception:
 
 def _logged_figures(folder: Path) -> dict[str, Any]:
     """Return what the last run's log calls a result, by LoadGen's own keys, and LoadGen's version."""
-    lines = (folder / "mlperf_log_detail.txt").read_text().splitlines()
+    lines = (folder / "mlperf_log_detail.txt").read_text(encoding="utf-8").splitlines()
     records = [
         json.loads(line.removeprefix(":::MLLOG "))
         for line in lines

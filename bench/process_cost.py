@@ -77,7 +77,7 @@ def _measure(path: str, provider_name: str, threads: int, arrays: str) -> Proces
     options.inter_op_num_threads = 1
     empty = _peak_rss_bytes()
     started = time.perf_counter()
-    session = onnxruntime.InferenceSession(path, options, providers=[provider_name])
+    session = onnxruntime.InferenceSession(path, options, providers=[provider_name], enable_fallback=0)
     loaded = time.perf_counter()
     session.run(None, dict(zip([value.name for value in session.get_inputs()], inputs, strict=True)))
     ran = time.perf_counter()
@@ -93,7 +93,7 @@ def _peak_rss_bytes() -> int:
     """Return the most memory this process held; getrusage alone would count its parent's before the exec."""
     status = Path("/proc/self/status")
     if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(line.split()[1])
     if sys.platform == "win32":
         import psutil

@@ -35,7 +35,7 @@ def profile(model: OnnxModel, provider: str, threads: int, batch_size: int) -> t
         session = open_session(model.path, provider, threads, profile_to=scratch / "profile")
         for _ in range(RUNS):
             run_session(session, *inputs)
-        written = Path(session.end_profiling()).read_text()
+        written = Path(session.end_profiling()).read_text(encoding="utf-8")
     try:
         return _nodes(json.loads(written))
     except ValueError as error:

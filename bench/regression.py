@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from bench.compare import BenchReport, BenchRow
+from bench.compare import BENCH_FORMAT_VERSION, BenchReport, BenchRow
 from bench.extras import FullReport
 from bench.intervals import Interval
 from bench.quality import Quality, accuracy_change, right_samples
@@ -26,7 +26,7 @@ class Change(BaseModel, frozen=True):
 
     Attributes:
         name: The row's model; runtime, provider, threads and batch size say which row.
-        figure: ``speedup`` against a baseline that is the same file in both, else ``p50_ms``; ``accuracy`` in percent;
+        figure: ``speedup`` against a baseline that is the same in both, else ``p50_ms``; ``accuracy`` in percent;
             ``size_bytes``.
         before: Its value in the old report.
         after: Its value in the new one.
@@ -59,6 +59,13 @@ class ComparedReport(FullReport, frozen=True):
     regression: Regression
 
 
+class _Head(BaseModel, frozen=True):
+    """What every report begins with, whatever its format version."""
+
+    stage: str
+    format_version: str
+
+
 def load_report(path: Path) -> BenchReport:
     """Read a report that ``bench --json`` wrote.
 
@@ -67,8 +74,15 @@ def load_report(path: Path) -> BenchReport:
     """
     if not path.is_file():
         raise missing_path(path)
+    contents = path.read_bytes()
     try:
-        return BenchReport.model_validate_json(path.read_bytes())
+        head = _Head.model_validate_json(contents)
+        if head.stage == "bench" and head.format_version != BENCH_FORMAT_VERSION:
+            raise ToolError(
+                f"{path} is a report of format version {head.format_version}, this onnxpress compares with "
+                f"{BENCH_FORMAT_VERSION}; make it again with `bench --json`"
+            )
+        return BenchReport.model_validate_json(contents)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -78,8 +92,9 @@ def load_report(path: Path) -> BenchReport:
 def compare_reports(old: BenchReport, new: FullReport) -> ComparedReport:
     """Compare the rows that both reports have, and return the new one with what changed.
 
-    Speed is compared on the same machine only: through the speedup to a baseline that was timed in the same run, which
-    the machine's mood does not move, where that is the same file in both; of the baseline itself through the p50.
+    Accuracy is compared on the same data only, speed on the same machine only: through the speedup to a baseline that
+    was timed in the same run, which the machine's mood does not move, where that is the same model in both; of the
+    baseline itself through the p50.
 
     Raises:
         ToolError: They have no row in common.
@@ -92,7 +107,7 @@ def compare_reports(old: BenchReport, new: FullReport) -> ComparedReport:
     missed = [] if same_machine else ["latencies: the reports are of different machines"]
     if old.sequence_length != new.sequence_length:
         missed.append(f"latencies: of texts of {old.sequence_length} and of {new.sequence_length} tokens")
-    same_data = old.data == new.data and old.split == new.split
+    same_data = (old.data_fingerprint, old.split) == (new.data_fingerprint, new.split)
     changes: list[Change] = []
     for first, second in pairs:
         if same_machine and old.sequence_length == new.sequence_length:

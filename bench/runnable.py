@@ -11,7 +11,7 @@ from core.errors import ToolError
 from core.machine import available_cores
 from core.onnx_model import OnnxModel
 from core.sessions import PROVIDERS, Array, made_up_inputs, open_session, provider_name, run_session
-from core.torch_model import TorchModel, example_inputs
+from core.torch_model import TorchModel, channels_last, example_inputs
 
 Run = Callable[[], object]
 Open = Callable[[], Run]
@@ -47,7 +47,7 @@ def open_torch_run(model: TorchModel, *, compiled: bool, provider: str, threads:
     inputs = tuple(one.to(memory_format=torch.channels_last) if one.ndim == 4 else one for one in inputs)
 
     def opened() -> Run:
-        module: Any = copy.deepcopy(model.module).to(device).to(memory_format=torch.channels_last).eval()
+        module: Any = channels_last(copy.deepcopy(model.module).to(device)).eval()
         if compiled:
             module = torch.compile(module)
         torch.set_num_threads(threads or available_cores())

@@ -110,10 +110,10 @@ def _check(folder: Path, description: Description) -> None:
         if folder.is_file() or (folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir())):
             raise ToolError(f"{folder} is no teacher cache and not empty; name another folder")
         with whole_file(path) as part:
-            part.write_text(json.dumps(wanted, indent=2))
+            part.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
         return
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ToolError(f"cannot read the teacher cache {folder}: {error}; remove it") from error
     differing = [name for name in wanted if not isinstance(found, dict) or found.get(name) != wanted[name]]
@@ -132,7 +132,8 @@ def _memmap(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> "np.m
     size = int(dtype.itemsize * np.prod(shape))
     try:
         if not path.exists() or path.stat().st_size != size:
-            with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+            path.touch()
+            with path.open("r+b") as file:  # appending would keep some systems from reserving
                 _reserve(file, size)
         return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
     except OSError as error:

@@ -212,7 +212,7 @@ def _require_shared(loop: Loop, state: TrainingState, workspace: Path) -> None:
 
 def _noted_execution(note: Path) -> dict[str, Any] | None:
     try:
-        noted: dict[str, Any] = json.loads(note.read_text())
+        noted: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
     except ValueError:  # the disk has damaged it
         return None
     return noted
@@ -221,7 +221,7 @@ def _noted_execution(note: Path) -> dict[str, Any] | None:
 def _note_execution(execution: Execution, tried: tuple[TimedExecution, ...], key: str, workspace: Path) -> None:
     chosen = {"key": key, "execution": asdict(execution), "tried": [one.model_dump() for one in tried]}
     with whole_file(workspace / EXECUTION_NOTE) as part:
-        part.write_text(json.dumps(chosen))
+        part.write_text(json.dumps(chosen), encoding="utf-8")
 
 
 def _iterate_epochs(run: _Run) -> None:
@@ -304,7 +304,7 @@ def _finish_epoch(run: _Run, mean_loss: float, samples_per_second: float) -> Non
     if run.workspace:
         save_state(run.workspace, run.key, state, _modules(loop), loop.optimizer, loop.generator)
         with whole_file(run.workspace / "metrics.jsonl") as part:
-            part.write_text(metrics_lines(state.metrics))
+            part.write_text(metrics_lines(state.metrics), encoding="utf-8")
     if run.on_epoch is not None:
         run.on_epoch(entry)
 

@@ -84,7 +84,8 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
     """Yield each batch of a split, raising the error that fetching it met, if any, in this process.
 
     Raises:
-        ToolError: A sample cannot be read, or one more than may be skipped, or all were skipped.
+        UnreadableSampleError: A sample cannot be read, or one more than may be skipped, or all were skipped.
+        ToolError: What else fetching met.
     """
     num_good, bad = 0, list[str]()
     for batch in fetched:
@@ -97,7 +98,9 @@ def raised(fetched: Iterable[Fetched], split: Split) -> Iterator[RawBatch]:
         if len(batch.targets):
             yield batch
     if bad and not num_good:
-        raise ToolError(f"--skip-bad leaves no sample of a split: all {len(bad)} are bad, the first: {bad[0]}")
+        raise UnreadableSampleError(
+            f"--skip-bad leaves no sample of a split: all {len(bad)} are bad, the first: {bad[0]}"
+        )
 
 
 class _Fetching(Dataset[Fetched]):

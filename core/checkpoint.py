@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from core.errors import ToolError, did_you_mean
-from core.history import Step
+from core.factories import factory_sha256
+from core.history import Step, digest_of
 from core.input_spec import InputSpec
 from core.model_source import build_module
 from core.preprocessing import Preprocessing
 from core.pruning_plan import PruningPlan, replay
-from core.references import file_sha256, missing_path
+from core.references import existing_sha256, missing_path
 from core.torch_model import Source, TorchModel
 from core.whole_output import refuse_overwrite, whole_folder
 
@@ -66,7 +67,7 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
     """
     source = model.source
     if source.file is not None:
-        source = source.model_copy(update={"file": os.path.relpath(source.file, folder.absolute())})
+        source = source.model_copy(update={"file": _path_from(folder, source.file)})
     described = CheckpointFile(
         format_version=FORMAT_VERSION,
         name=model.name,
@@ -82,9 +83,10 @@ def save_checkpoint(model: TorchModel, folder: Path, *, extra_files: dict[str, s
     with whole_folder(folder) as part:
         (part / "model.safetensors").write_bytes(save(_without_shared_memory(tensors)))
         values, texts = _taken_apart(described.model_dump(mode="json"))
-        (part / "model.json").write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        (part / "model.json").write_text(text, encoding="utf-8")
         for name, text in {**texts, **(extra_files or {})}.items():
-            (part / name).write_text(text)
+            (part / name).write_text(text, encoding="utf-8")
 
 
 def load_checkpoint(folder: Path) -> TorchModel:
@@ -96,7 +98,7 @@ def load_checkpoint(folder: Path) -> TorchModel:
     described = read_checkpoint_file(folder)
     source = described.source
     if source.file is not None:
-        source = source.model_copy(update={"file": str(_locate_factory(folder, source))})
+        source = _located(folder, source)
     module = build_module(source)
     if described.plan is not None:
         replay(module, described.plan)
@@ -144,6 +146,17 @@ def checkpoint_files(folder: Path) -> list[Path]:
     """Return the files that a checkpoint is made of: two, and those of `PARTS` that are there."""
     parts = [folder / name for name in PARTS if (folder / name).is_file()]
     return [folder / "model.safetensors", folder / "model.json", *parts]
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a digest that changes with the files of a checkpoint, and with the factory's file that it is rebuilt by.
+
+    Raises:
+        ToolError: One of them is missing, or damaged.
+    """
+    files = [existing_sha256(file) for file in checkpoint_files(folder)]
+    source = read_checkpoint_file(folder).source
+    return digest_of([files, factory_sha256(_locate_factory(folder, source)) if source.file is not None else None])
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
@@ -201,7 +214,7 @@ def _put_together(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name, (*path, key) in PARTS.items():
         holder = _at(values, path)
         if holder is not None and (folder / name).is_file():
-            holder[key] = (folder / name).read_text()
+            holder[key] = (folder / name).read_text(encoding="utf-8")
     return values
 
 
@@ -214,16 +227,31 @@ def _at(values: dict[str, Any], path: list[str]) -> dict[str, Any] | None:
     return values
 
 
+def _path_from(folder: Path, file: str) -> str:
+    """Return the way from a folder, as it lies on the disk, to a file; from another drive than its there is none."""
+    try:
+        return os.path.relpath(file, folder.resolve())
+    except ValueError:
+        return file
+
+
+def _located(folder: Path, source: Source) -> Source:
+    """Return where a factory's file is and what it is now: what the module is rebuilt from."""
+    file = _locate_factory(folder, source)
+    now = factory_sha256(file)
+    if source.file_sha256 is not None and now != source.file_sha256:
+        logger.warning("%s has changed since %s was built from it", file, folder)
+    return source.model_copy(update={"file": str(file), "file_sha256": now})
+
+
 def _locate_factory(folder: Path, source: Source) -> Path:
     assert source.file is not None
-    file = (folder.absolute() / source.file).resolve()
+    file = (folder.resolve() / source.file).resolve()
     if not file.exists():
         raise ToolError(
             f"{folder} was built by {source.name} in {file}, which does not exist; "
             "a checkpoint of a FILE.py:FACTORY needs that file at the same place relative to it"
         )
-    if source.file_sha256 is not None and file_sha256(file) != source.file_sha256:
-        logger.warning("%s has changed since %s was built from it", file, folder)
     return file
 
 

@@ -13,16 +13,14 @@ from torch.utils.data import Dataset
 from core.array_data import Array, digits, load_arrays, read_npz
 from core.data import VALIDATION_RATIO, Data, check_classes, hold_out_validation
 from core.errors import ToolError, did_you_mean
+from core.factories import call_factory, factory_sha256, load_factory
 from core.history import digest_of
 from core.image_folder import load_image_folder
 from core.processes import first_on_this_machine
 from core.references import (
     Argument,
     Reference,
-    call_factory,
     check_arguments,
-    file_sha256,
-    load_factory,
     missing_path,
     parse_reference,
 )
@@ -165,7 +163,7 @@ def _from_factory(reference: Reference) -> Data:
     else:
         datasets = {name: value for name, value in made.items() if name != "labels"}
         data = _from_datasets(datasets, reference, labels=made.get("labels"))
-    return replace(data, fingerprint=digest_of([file_sha256(reference.file), data.fingerprint]))
+    return replace(data, fingerprint=digest_of([factory_sha256(reference.file), data.fingerprint]))
 
 
 def _from_datasets(datasets: Mapping[str, Dataset[Any]], reference: Reference, labels: Any) -> Data:

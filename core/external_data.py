@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,6 +40,13 @@ def refuse_overwrite_onnx(path: Path, *, force: bool) -> None:
     require_name(path)
     for one in (path, data_file(path)):
         refuse_overwrite(one, force=force)
+
+
+def refuse_replacing(files: Sequence[Path], path: Path) -> None:
+    """Raise `ToolError` where an .onnx file at `path`, or its weights, would replace a file that it is made from."""
+    for place in (path, data_file(path)):
+        if place.exists() and any(place.samefile(file) for file in files):
+            raise ToolError(f"{place} is a file of the model to read, which stays; choose another --output")
 
 
 @contextmanager

@@ -87,7 +87,8 @@ def hf_module(source: Source) -> nn.Module:
 
     def build() -> Any:
         config = transformers.AutoConfig.for_model(values.pop("model_type", ""), **values)
-        return transformers.AutoModelForSequenceClassification.from_config(config, attn_implementation=ATTENTION)
+        factory = transformers.AutoModelForSequenceClassification
+        return factory.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32)
 
     module: nn.Module = _asked(build, f"hf:{source.name}")
     return module.eval()
@@ -139,6 +140,7 @@ def _brought(reference: Reference) -> _Brought:
         )
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id
+    config.dtype = torch.float32  # a module's weights are, whatever they were stored as
     return _Brought(config, tokenizer)
 
 
@@ -161,7 +163,9 @@ def _module(reference: Reference, config: Any) -> nn.Module:
     transformers = _transformers()
     factory = transformers.AutoModelForSequenceClassification
     if reference.arguments.get("pretrained", True) is not True:
-        found: nn.Module = _asked(lambda: factory.from_config(config, attn_implementation=ATTENTION), reference.text)
+        found: nn.Module = _asked(
+            lambda: factory.from_config(config, attn_implementation=ATTENTION, dtype=torch.float32), reference.text
+        )
         return found
     module, loaded = _asked(
         lambda: factory.from_pretrained(

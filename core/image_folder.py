@@ -1,6 +1,7 @@
 """Image files in class folders: ``train/CLASS/*.jpg``, beside ``val/`` or ``test/`` laid out alike."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from core.data import UNLABELLED, Data, whole_split
 from core.errors import ToolError, UnreadableSampleError
 from core.history import digest_of
 from core.machine import available_cores
+from core.packed_paths import PackedPaths, packed
 from core.preprocessing import Preprocessing, Tensors, fit_images
 from core.references import Reference, check_arguments
 
@@ -34,7 +36,7 @@ class ImageFiles:
         num_workers: Worker processes to decode with.
     """
 
-    paths: tuple[Path, ...]
+    paths: PackedPaths
     mode: str
     num_workers: int
 
@@ -75,7 +77,7 @@ def load_image_folder(root: Path, reference: Reference, skip_bad: int) -> Data:
     paths = [path for found, _ in listed.values() for path in found]
     shared_mode, size = survey(paths, mode, skip_bad)
     splits = {
-        name: whole_split(ImageFiles(tuple(found), shared_mode, available_cores()), torch.tensor(targets))
+        name: whole_split(ImageFiles(packed(found), shared_mode, available_cores()), torch.tensor(targets))
         for name, (found, targets) in listed.items()
     }
     if "test" not in splits and "val" in splits:
@@ -138,12 +140,24 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """Return the sorted class folder names under a split's folder.
 
     Raises:
-        ToolError: There is none.
+        ToolError: There is none, or one whose name is no text, as which it is to be told.
     """
     names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
     if not names:
         raise ToolError(f"{folder} holds no class folders; images belong in {folder}/CLASS/")
+    for name in names:
+        if not _is_text(name):
+            raise ToolError(f"the name of the class folder {name!a} in {folder} is not UTF-8; rename it")
     return names
+
+
+def _is_text(name: str) -> bool:
+    """Tell whether a file's name is text: bytes that are not UTF-8 stand in it as lone surrogates."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def list_split(folder: Path, labels: Sequence[str]) -> tuple[list[Path], list[int]]:
@@ -224,5 +238,6 @@ def files_fingerprint(root: Path | None, paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         stat = path.stat()
-        digest.update(f"{path.relative_to(root) if root else path.name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        name = os.fsencode(path.relative_to(root) if root else path.name)  # which need not be text
+        digest.update(name + f"\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -22,6 +22,18 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime",
 )
+"""What reports and histories name."""
+ALSO_DETERMINING = (
+    "numpy",
+    "pillow",
+    "safetensors",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+    "torchmetrics",
+    "transformers",
+)
+"""What a stage's result rests on beside these: how samples are read, models built, figures computed."""
 
 
 class Machine(BaseModel, frozen=True):
@@ -36,11 +48,20 @@ class Machine(BaseModel, frozen=True):
     python: str
 
 
-@cache
 def package_versions() -> dict[str, str]:
+    """Return the installed version of each package that a report names."""
+    return _installed(PACKAGES)
+
+
+def determining_versions() -> dict[str, str]:
     """Return the installed version of each package whose behaviour reaches an output."""
+    return _installed((*PACKAGES, *ALSO_DETERMINING))
+
+
+@cache
+def _installed(packages: tuple[str, ...]) -> dict[str, str]:
     versions = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -91,7 +112,7 @@ def _cpuinfo_field(field: str) -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return ""
-    lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+    lines = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
     return next((value.strip() for name, _, value in lines if name.strip() == field), "")
 
 

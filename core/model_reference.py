@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from core.channel_statistics import channel_statistics
-from core.checkpoint import checkpoint_files, load_checkpoint, load_weights
+from core.checkpoint import checkpoint_digest, load_checkpoint, load_weights
 from core.data import Data
 from core.errors import ToolError
+from core.factories import factory_sha256
 from core.hf_model import hf_digests, load_hf
 from core.history import digest_of
 from core.input_spec import InputSpec
@@ -74,7 +75,15 @@ def load_torch_model(
     Raises:
         ToolError: Also when the reference is an .onnx file.
     """
-    model = load_model(text, data, input_shape, seed)
+    return require_torch(load_model(text, data, input_shape, seed), text)
+
+
+def require_torch(model: Model, text: str) -> TorchModel:
+    """Return a model that was named so, which must be a torch model.
+
+    Raises:
+        ToolError: It is an .onnx file.
+    """
     if isinstance(model, OnnxModel):
         raise ToolError(
             f"{text} is an ONNX file, whose weights cannot be trained or pruned; "
@@ -108,7 +117,7 @@ def reference_digest(text: str) -> str:
     weights = reference.arguments.get("weights")
     digests = [existing_sha256(Path(str(weights)))] if weights is not None else []
     if reference.file is not None:
-        digests.append(existing_sha256(reference.file))
+        digests.append(factory_sha256(reference.file))
     elif reference.kind == "hf":
         digests += hf_digests(reference.name)
     elif reference.kind == "path":
@@ -116,7 +125,7 @@ def reference_digest(text: str) -> str:
         if path.suffix == ".onnx" and not path.is_dir():
             digests.append(open_onnx(path).sha256)  # the weights beside it are of it
         else:
-            digests += [existing_sha256(file) for file in (checkpoint_files(path) if path.is_dir() else [path])]
+            digests.append(checkpoint_digest(path) if path.is_dir() else existing_sha256(path))
     return digest_of([reference.kind, reference.name, reference.arguments, digests])
 
 

@@ -8,8 +8,9 @@ from torch import nn
 
 from core.activations import replace_activations
 from core.errors import ToolError, did_you_mean
+from core.factories import accepted, call_factory, factory_sha256, load_factory
 from core.hf_model import hf_module
-from core.references import Argument, accepted, call_factory, file_sha256, load_factory
+from core.references import Argument
 from core.torch_model import Source
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def fresh_source(
             name=name,
             arguments=defaults | arguments,
             file=str(file.resolve()),
-            file_sha256=file_sha256(file),
+            file_sha256=factory_sha256(file),
         )
     _check_name(kind, name)
     if kind == "torchvision":

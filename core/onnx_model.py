@@ -73,9 +73,14 @@ class OnnxModel:
         return first[0] if first and isinstance(first[0], int) else None
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those beside it that hold its weights."""
+        return self.path, *self.data_files
+
+    @property
     def size_bytes(self) -> int:
         """The file's size, with the weights beside it."""
-        return sum(file.stat().st_size for file in (self.path, *self.data_files))
+        return sum(file.stat().st_size for file in self.files)
 
 
 def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
@@ -106,7 +111,7 @@ def open_onnx(path: Path, name: str | None = None) -> OnnxModel:
             outputs=tuple(_tensor_spec(value) for value in proto.graph.output),
             opset=_opset(proto, path),
             precision=_precision(proto.graph),
-            declared=TypeAdapter(tuple[InputSpec, ...]).validate_python(_declared(metadata)),
+            declared=TypeAdapter(tuple[InputSpec, ...]).validate_python(_json(metadata, "inputs") or ()),
             preprocessing=Preprocessing.model_validate(preprocessing) if preprocessing else None,
             labels=TypeAdapter(tuple[str, ...]).validate_python(_json(metadata, "labels") or ()),
             history=TypeAdapter(tuple[Step, ...]).validate_python(_json(metadata, "history") or ()),
@@ -212,12 +217,6 @@ def _returns(metadata: dict[str, str]) -> str:
     if not is_known(returns):
         raise ValueError(f"returns is {returns!r}")
     return returns
-
-
-def _declared(metadata: dict[str, str]) -> list[Any]:
-    """Return what the file says of its inputs; int8 files said what the graph says until 0.1, which is of no use."""
-    specs: list[Any] = _json(metadata, "inputs") or []
-    return [] if any(isinstance(size, str) for spec in specs for size in spec.get("shape", ())) else specs
 
 
 def _json(metadata: dict[str, str], key: str) -> Any:

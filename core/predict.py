@@ -17,8 +17,8 @@ from core.model import Model
 from core.onnx_model import OnnxModel
 from core.outputs import named_outputs
 from core.preprocessing import Tensors
-from core.sessions import FloatArray, open_session, run_session
-from core.torch_model import TorchModel
+from core.sessions import Array, FloatArray, open_session, run_session
+from core.torch_model import TorchModel, channels_last
 
 Outputs = Callable[[Tensors], dict[str, Tensor]]
 """Model inputs (N, ...), on any device -> outputs by name on the same device; those of floats are float32."""
@@ -47,6 +47,7 @@ def outputs_of(
     provider: str = "cpu",
     threads: int = 0,
     spinning: bool = False,
+    tf32: bool = True,
 ) -> Outputs:
     """Return the function that runs a model as it is now; a torch module is copied.
 
@@ -58,30 +59,41 @@ def outputs_of(
         provider: Where an ONNX file runs.
         threads: Threads of an ONNX session; 0 takes the cores this process may use.
         spinning: Let an ONNX session's idle threads wait busily: faster where torch's threads do not compute beside it.
+        tf32: As of `core.sessions.open_session`.
     """
     if isinstance(model, OnnxModel):
-        session = open_session(model.path, provider, threads, spinning=spinning)
+        session = open_session(model.path, provider, threads, spinning=spinning, tf32=tf32)
 
         def run_onnx(inputs: Tensors) -> dict[str, Tensor]:
-            found = run_session(session, *(one.cpu().numpy() for one in inputs))
+            taken = zip(inputs, model.inputs, strict=True)
+            found = run_session(session, *(_of_type(one.cpu().numpy(), spec.dtype) for one, spec in taken))
             if model.returns != LOGITS:
                 found = {LOGITS: as_logits(list(found.values()), model.returns, len(model.labels))}
-            return {name: torch.from_numpy(array).to(inputs[0].device) for name, array in found.items()}
+            return _as_float32({name: torch.from_numpy(array).to(inputs[0].device) for name, array in found.items()})
 
         return run_onnx
     module = frozen_copy(model, device)
 
     def run_torch(inputs: Tensors) -> dict[str, Tensor]:
         with torch.no_grad():
-            found = named_outputs(module(*inputs), model.name)
-        return {name: one.float() if one.is_floating_point() else one for name, one in found.items()}
+            return _as_float32(named_outputs(module(*inputs), model.name))
 
     return run_torch
 
 
+def _of_type(array: Array, dtype: str) -> Array:
+    """Return floats as the floats that a file takes, whole numbers as its whole numbers; anything else as it is."""
+    wanted = np.dtype(dtype)
+    return array.astype(wanted, copy=False) if array.dtype.kind == wanted.kind else array
+
+
+def _as_float32(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one.float() if one.is_floating_point() else one for name, one in outputs.items()}
+
+
 def frozen_copy(model: TorchModel, device: str) -> nn.Module:
     """Return a copy of a model's module on a device, in evaluation mode, for being run only."""
-    return copy.deepcopy(model.module).to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return channels_last(copy.deepcopy(model.module).to(device)).eval().requires_grad_(False)
 
 
 def predict(

@@ -1,14 +1,9 @@
 """The strings users name things with: ``kind:name,key=value`` and ``FILE.py:FACTORY,key=value``."""
 
 import hashlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from core.errors import ToolError, did_you_mean
 
@@ -42,40 +37,18 @@ def parse_reference(text: str, prefixes: Sequence[str]) -> Reference:
     """
     head, *pairs = text.split(",")
     arguments = dict(_argument(pair, text) for pair in pairs)
-    prefix, colon, name = head.rpartition(":")
-    if not colon or _is_windows_drive(prefix, name):
-        return Reference(text, "path", head, arguments)
-    if prefix.endswith(".py"):
-        return Reference(text, "factory", name, arguments, Path(prefix))
+    prefix, colon, name = head.partition(":")
     if prefix in prefixes:
         return Reference(text, prefix, name, arguments)
+    file, _, factory = head.rpartition(":")
+    if file.endswith(".py"):
+        return Reference(text, "factory", factory, arguments, Path(file))
+    if not colon or _is_of_a_path(prefix, name):
+        return Reference(text, "path", head, arguments)
     known = ", ".join(f"{known}:" for known in prefixes)
     raise ToolError(
         f"{text!r}: unknown kind {prefix!r}; known are {known} and FILE.py:FACTORY." + did_you_mean(prefix, prefixes)
     )
-
-
-def load_factory(file: Path, name: str) -> Callable[..., Any]:
-    """Import a Python file and return the function of that name.
-
-    Raises:
-        ToolError: The file or the function does not exist, or importing the file fails.
-    """
-    if not file.exists():
-        raise missing_path(file)
-    module = _import(file)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ToolError(f"{file} has no function {name!r}.{did_you_mean(name, functions)}")
-    return factory  # type: ignore[no-any-return]
-
-
-def accepted(factory: Callable[..., Any], defaults: dict[str, Argument]) -> dict[str, Argument]:
-    """Return those of `defaults` that the factory has parameters for."""
-    parameters = inspect.signature(factory).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in defaults.items() if takes_any or name in parameters}
 
 
 def check_arguments(reference: Reference, known: Sequence[str]) -> None:
@@ -84,19 +57,6 @@ def check_arguments(reference: Reference, known: Sequence[str]) -> None:
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ToolError(f"{reference.text!r}: unknown argument {key!r}; {takes}.{did_you_mean(key, known)}")
-
-
-def call_factory(factory: Callable[..., Any], arguments: dict[str, Any], text: str) -> Any:
-    """Call a factory with the reference's arguments.
-
-    Raises:
-        ToolError: The factory does not take them.
-    """
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise ToolError(f"{text!r}: {error}; the factory takes {inspect.signature(factory)}") from error
-    return factory(**arguments)
 
 
 def file_sha256(path: Path) -> str:
@@ -123,23 +83,6 @@ def missing_path(path: Path, known: Sequence[str] = ()) -> ToolError:
     return ToolError(f"{path} does not exist.{did_you_mean(path.name, [*besides, *siblings])}")
 
 
-def _import(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"_onnxpress_{file.stem}", file.resolve())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses, pickle and inspect look a class's module up there
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.append(folder)  # so that it can import its neighbours, now and when its functions run
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        raise ToolError(f"cannot import {file}: {type(error).__name__}: {error}") from error
-    return module
-
-
 def _argument(pair: str, text: str) -> tuple[str, Argument]:
     key, equals, value = pair.partition("=")
     if not equals or not key:
@@ -158,5 +101,7 @@ def _typed(value: str) -> Argument:
     return value
 
 
-def _is_windows_drive(prefix: str, name: str) -> bool:
-    return len(prefix) == 1 and name.startswith(("\\", "/"))
+def _is_of_a_path(prefix: str, name: str) -> bool:
+    """Tell whether what stands before the first colon is a Windows drive, or holds a folder: no kind is called so."""
+    is_drive = len(prefix) == 1 and name.startswith(("\\", "/"))
+    return is_drive or "/" in prefix or "\\" in prefix

@@ -23,6 +23,8 @@ from core.whole_output import scratch_folder
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 FloatArray = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
+FLOATS = ("float32", "float16", "float64")
+WHOLE_NUMBERS = ("int64", "int32")
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
@@ -64,6 +66,7 @@ def open_session(
     spinning: bool = True,
     profile_to: Path | None = None,
     weights_beside: Path | None = None,
+    tf32: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Open a session that runs on `provider`, never on another in silence.
 
@@ -74,6 +77,8 @@ def open_session(
         spinning: Let idle threads wait busily, ONNX Runtime's default: faster alone, far slower beside torch's.
         profile_to: Record every node's time, in the file whose name starts so.
         weights_beside: The file whose weights, where they lie beside it, `path` names as its own.
+        tf32: Let CUDA round the factors of float32 products to 10 bits, ONNX Runtime's default where the GPU can:
+            faster, and off by about a thousandth.
 
     Raises:
         ToolError: The file cannot be loaded or the provider cannot be used.
@@ -93,11 +98,13 @@ def open_session(
             onnxruntime.preload_dlls()  # torch's CUDA libraries serve both
         onnxruntime.set_default_logger_severity(FATAL)  # what it cannot load is said below, in one line
     try:
-        settings = {"device_id": local_rank()} if name == PROVIDERS["cuda"] else {}
         if weights_beside is not None:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(weights_beside.parent.absolute()))
         model = path if weights_beside is None else path.read_bytes()
-        session = onnxruntime.InferenceSession(model, options, providers=[(name, settings)])
+        # without the fallback, with which it prints and goes on on the CPU where the provider fails
+        session = onnxruntime.InferenceSession(
+            model, options, providers=[(name, provider_settings(name, tf32=tf32))], enable_fallback=0
+        )
     except Exception as error:
         if not _is_onnxruntime_error(error):
             raise
@@ -107,6 +114,11 @@ def open_session(
     if session.get_providers()[0] != name:
         raise ToolError(f"provider {provider!r} cannot be used: {_why_not(name)}")
     return session
+
+
+def provider_settings(name: str, *, tf32: bool) -> dict[str, int]:
+    """Return a provider's settings, by ONNX Runtime's names: CUDA's device and products, none of another's."""
+    return {"device_id": local_rank(), "use_tf32": int(tf32)} if name == PROVIDERS["cuda"] else {}
 
 
 def open_graph(proto: onnx.ModelProto, *, weights_beside: Path | None = None) -> onnxruntime.InferenceSession:
@@ -143,13 +155,13 @@ def run_session(session: onnxruntime.InferenceSession, *inputs: Array) -> dict[s
 
 
 def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[Array, ...]:
-    """Make inputs: standard normal, any pixels for uint8, or whole numbers in the range that the file declares.
+    """Make inputs: standard normal floats, any pixels for uint8, either bool, or whole numbers as the file declares.
 
     The first axis is the batch where it is dynamic; other dynamic axes are as long as the file declares.
 
     Raises:
-        ToolError: A fixed batch differs from `batch_size`, or an input is dynamic beyond the batch or neither float32
-            nor uint8, and the file does not declare how long it is and what values it takes.
+        ToolError: A fixed batch differs from `batch_size`, or an input is dynamic beyond the batch or takes whole
+            numbers, and the file does not declare how long it is and what values it takes.
     """
     random = np.random.default_rng(seed)
     declared = {spec.name: spec for spec in model.declared}
@@ -159,16 +171,18 @@ def made_up_inputs(model: OnnxModel, batch_size: int, seed: int = 0) -> tuple[Ar
 def _made_up(spec: TensorSpec, declared: InputSpec | None, batch_size: int, random: np.random.Generator) -> Array:
     lengths = declared.shape if declared is not None and len(declared.shape) == len(spec.shape) - 1 else None
     shape = _fixed_shape(spec.shape, lengths, batch_size, spec.name)
-    if spec.dtype == "float32":
-        return random.standard_normal(shape, dtype=np.float32)
+    if spec.dtype in FLOATS:
+        return random.standard_normal(shape, dtype=np.float32).astype(spec.dtype, copy=False)
     if spec.dtype == "uint8":
         return random.integers(0, 256, shape, dtype=np.uint8)
-    if declared is None or declared.dtype != spec.dtype:
+    if spec.dtype == "bool":
+        return random.integers(2, size=shape).astype(bool)
+    if declared is None or spec.dtype not in WHOLE_NUMBERS or declared.dtype != "int64":
         raise ToolError(
             f"input {spec.name!r} is {spec.dtype}, and nothing in the file says what values it takes: made-up ones "
-            "serve float32 and uint8 only; onnxpress export notes what its files take"
+            f"serve {', '.join(FLOATS)}, uint8 and bool only; onnxpress export notes what its files take"
         )
-    return random.integers(declared.below, size=shape)
+    return random.integers(declared.below, size=shape).astype(spec.dtype, copy=False)
 
 
 def _fixed_shape(

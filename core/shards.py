@@ -115,7 +115,6 @@ def load_shards(reference: Reference) -> Data:
         splits[name] = whole_split(samples[name], torch.as_tensor(checked))
     sizes = samples["train"].sizes(spread(len(samples["train"]), SURVEYED).tolist())
     size = image_size(reference) or (sizes.pop() if len(sizes) == 1 else None)
-    files = sorted({path for paths in shards.values() for path in paths})
     return Data(
         reference=reference.text,
         train=splits["train"],
@@ -124,7 +123,9 @@ def load_shards(reference: Reference) -> Data:
         labels=labels,
         sample_shape=None if size is None else (MODE_CHANNELS[mode], *size),
         kind="image",
-        fingerprint=digest_of([arguments, files_fingerprint(None, files)]),
+        fingerprint=digest_of(
+            [arguments, labels, {name: files_fingerprint(None, paths) for name, paths in shards.items()}]
+        ),
     )
 
 
@@ -135,7 +136,11 @@ def _labels_of_shards(reference: Reference, num_seen: int) -> tuple[str, ...]:
         path = Path(str(named))
         if not path.is_file():
             raise missing_path(path)
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ToolError(f"{path} is not UTF-8 text: {error}; save it as UTF-8") from error
+        return tuple(line.strip() for line in lines if line.strip())
     asked = reference.arguments.get("num_classes", num_seen)
     if not isinstance(asked, int) or not num_seen <= asked <= MOST_CLASSES:
         raise ToolError(f"{reference.text!r}: num_classes is {asked!r}, and the shards hold class {num_seen - 1}")

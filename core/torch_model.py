@@ -26,8 +26,9 @@ class Source(BaseModel, frozen=True):
         kind: ``timm``, ``torchvision``, ``hf`` or ``factory``.
         name: Model name, or the factory's function name; of ``hf`` also a folder, which is not needed any more.
         arguments: Keyword arguments it is built with.
-        file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint.
-        file_sha256: What that file was when the model was built.
+        file: The factory's Python file; absolute in memory, relative to the folder in a checkpoint
+            on the same drive.
+        file_sha256: What that file was when the module was built, with the neighbours that it imports.
         activation: What its activation layers were replaced by, as in `core.activations`; None leaves them.
         config: The text of an ``hf`` model's ``config.json``, which is all that it is rebuilt from.
     """
@@ -87,6 +88,16 @@ def example_inputs(model: TorchModel, batch_size: int, seed: int = 0) -> Tensors
         else torch.randint(spec.below, (batch_size, *spec.shape), generator=generator)
         for spec in model.inputs
     )
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay a module's weights out channels last, in place, as torch runs convolutions of images fastest; return it.
+
+    One with weights of five axes, which convolve volumes, stays as it is: that layout is of four.
+    """
+    if any(tensor.ndim == 5 for tensor in (*module.parameters(), *module.buffers())):
+        return module
+    return module.to(memory_format=torch.channels_last)
 
 
 def num_params(module: nn.Module) -> int:

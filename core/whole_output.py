@@ -1,6 +1,7 @@
 """Every output is whole or absent: written beside its place, then moved onto it."""
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -8,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from core.errors import ToolError
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))  # Windows has no quota
 
 
 def refuse_overwrite(path: Path, *, force: bool) -> None:
@@ -46,45 +51,40 @@ def whole_files(path: Path, suffix: str, *, force: bool = True) -> Iterator[Path
     for one in (path, beside):
         refuse_overwrite(one, force=force)
     require_writable(path)
-    folder = path.with_name(f".{path.name}.part")
+    folder = _part_of(path)
     part, part_beside = folder / path.name, folder / beside.name
-    with _explained(path):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            yield part
-            if part_beside.exists() or beside.exists():
-                path.unlink(missing_ok=True)
-                beside.unlink(missing_ok=True)
-            if part_beside.exists():
-                part_beside.replace(beside)
-            part.replace(path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with _explained(path), _made(folder):
+        yield part
+        if part_beside.exists() or beside.exists():
+            path.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+        if part_beside.exists():
+            part_beside.replace(beside)
+        part.replace(path)
 
 
 @contextmanager
 def whole_folder(path: Path, *, force: bool = True) -> Iterator[Path]:
-    """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete."""
+    """Like `whole_file`, for a folder: what stood at `path` stays until its successor is complete.
+
+    Where `path` is a link, it stays one, and what it leads to is replaced.
+    """
     refuse_overwrite(path, force=force)
     require_name(path)
-    part, old = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.old")
-    with _explained(path):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _put_back(old, path)  # an earlier run may have been killed between the two renames below
+    place = path.resolve() if path.is_symlink() else path
+    part, old = _part_of(place), place.with_name(f".{place.name}.old")
+    with _explained(path), _made(part):
+        _sweep(place)
+        _put_back(old, place)  # an earlier run may have been killed between the two renames below
+        yield part
         try:
-            yield part
-            try:
-                _remove(old)
-                if path.exists():
-                    path.rename(old)
-                part.rename(path)
-            finally:
-                _put_back(old, path)
             _remove(old)
+            if place.exists():
+                place.rename(old)
+            part.rename(place)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            _put_back(old, place)
+        _remove(old)
 
 
 @contextmanager
@@ -92,15 +92,31 @@ def scratch_folder() -> Iterator[Path]:
     """Yield a folder that is gone afterwards.
 
     Raises:
-        ToolError: There is no room for it, or no place: what the file system refuses in the block is taken to be of it.
+        ToolError: There is no place for it, or no room in it; what the file system refuses elsewhere stays as it is.
     """
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            yield Path(scratch)
+        made = tempfile.TemporaryDirectory(prefix="onnxpress-")
     except OSError as error:
-        raise ToolError(
-            f"cannot write temporary files: {error.strerror or error}; make room, or name another folder in TMPDIR"
-        ) from error
+        raise _no_scratch(error) from error
+    with made as scratch:
+        try:
+            yield Path(scratch)
+        except OSError as error:
+            if not _is_of(Path(scratch), error):
+                raise
+            raise _no_scratch(error) from error
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Tell whether an error is of what a folder holds: of a full disk, writing says no name."""
+    if isinstance(error.filename, str | bytes):
+        return Path(os.fsdecode(error.filename)).is_relative_to(folder)
+    return error.errno in NO_ROOM
+
+
+def _no_scratch(error: OSError) -> ToolError:
+    reason = error.strerror or error
+    return ToolError(f"cannot write temporary files: {reason}; make room, or name another folder in TMPDIR")
 
 
 def require_writable(path: Path) -> None:
@@ -109,14 +125,35 @@ def require_writable(path: Path) -> None:
     part = _part_of(path)
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         part.touch()
-        part.unlink()
+        part.unlink(missing_ok=True)
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
 
 
 def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    """Return what this process writes to, beside a path: another that writes to the same path has its own."""
+    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder for the block, and remove what is left of it afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed processes left of a path."""
+    for part in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
+        pid = part.name.removeprefix(f".{path.stem}.").removesuffix(f".part{path.suffix}")
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            _remove(part)
 
 
 def require_name(path: Path) -> None:
@@ -131,7 +168,7 @@ def _put_back(old: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -112,6 +112,8 @@ class VerifyReport(Report, frozen=True):
 def verify(reference: Model, candidate: Model, config: VerifyConfig, data: Data | None = None) -> VerifyReport:
     """Run both models on the same inputs and compare their outputs, one by one in their order.
 
+    On a GPU, products of float32 are computed as such, not rounded to TF32: what is compared is the files.
+
     Args:
         reference: What is right.
         candidate: What is to be shown right.
@@ -177,7 +179,8 @@ def _compared(
 ) -> Iterator[_Compared]:
     """Run both models and yield every output of theirs compared, input by input."""
     run_reference, run_candidate = (
-        outputs_of(model, provider=config.provider, threads=config.threads) for model in (reference, candidate)
+        outputs_of(model, provider=config.provider, threads=config.threads, tf32=False)
+        for model in (reference, candidate)
     )
     to_reference, to_candidate = feeds
     returns = _returns(reference), _returns(candidate)

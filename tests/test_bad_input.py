@@ -122,7 +122,7 @@ BAD_INPUT = {
     ),
     "a file to quantize over itself": (
         ["quantize", "model.onnx", "--data", "digits", "-o", "model.onnx", "--force"],
-        "model.onnx is the file to quantize, which stays; choose another --output",
+        "model.onnx is a file of the model to read, which stays; choose another --output",
     ),
     "rows to quantize a model of images on": (
         ["quantize", "model.onnx", "--data", "rows.npz", "-o", "x.onnx"],

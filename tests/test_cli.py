@@ -22,6 +22,7 @@ from compress.prune import PruneConfig, prune
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError
+from core.external_data import data_file
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
 from stage_kinds import STAGE_KINDS
@@ -187,7 +188,7 @@ def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exporte
 
 
 def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1", "--max-seconds", "0.2"]
+    arguments = ["bench", exported.path, "--batch-size", "1,4", "--threads", "1", "--iterations", "20"]
     first = onnxpress(*arguments, "--json")
     rows = json.loads(first.stdout)["rows"]
     assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (4, 1)]
@@ -200,6 +201,17 @@ def test_bench_sweeps_and_compares_with_an_older_report(onnxpress: Onnxpress, ex
     assert "against the old report" in second.stdout
     Path("today.json").write_text(first.stdout)
     assert "regression" in json.loads(onnxpress(*arguments, "--compare", "today.json", "--json").stdout)
+
+
+def test_a_report_replaces_no_file_but_a_page(onnxpress: Onnxpress, exported: OnnxModel) -> None:
+    shutil.copyfile(exported.path, "model.onnx")
+    Path("report.html").write_text("an older page")
+    arguments = ["bench", "model.onnx", "--threads", "1", "--max-seconds", "0.2"]
+    refused = onnxpress(*arguments, "--report", "model.onnx")
+    assert (refused.exit_code, "is no .html file, which a report may replace" in refused.stderr) == (1, True)
+    assert Path("model.onnx").read_bytes() == exported.path.read_bytes()
+    assert onnxpress(*arguments, "--report", "report.html").exit_code == 0
+    assert "an older page" not in Path("report.html").read_text()
 
 
 def test_bench_gates_on_placement_and_takes_torch_modules(onnxpress: Onnxpress, tiny: str, exported: OnnxModel) -> None:
@@ -279,6 +291,21 @@ def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported
     result = onnxpress("quantize", original, *arguments[2:], "-o", original, "--force")
     assert (result.exit_code, "is the file to look at, which stays" in result.stderr) == (1, True)
     assert original.read_bytes() == exported.path.read_bytes()
+
+
+@pytest.mark.parametrize("options", [[], ["--sensitivity"]])
+def test_quantizing_never_deletes_the_weights_it_reads(
+    onnxpress: Onnxpress, exported: OnnxModel, options: list[str]
+) -> None:
+    """They lie where the output, or the output's weights, would: as other tools name them."""
+    output = Path("weights.bin" if options else "other.onnx")
+    weights = output if options else data_file(output)
+    onnx.save(onnx.load(exported.path), "whole.onnx", save_as_external_data=True, location=str(weights))
+    before = weights.read_bytes()
+    arguments = ["quantize", "whole.onnx", "--data", "digits", *options, "-o", output, "--force"]
+    result = onnxpress(*arguments)
+    assert (result.exit_code, "which stays; choose another --output" in result.stderr) == (1, True)
+    assert weights.read_bytes() == before
 
 
 def test_quantization_aware_training_takes_a_torch_model(

@@ -4,9 +4,11 @@ import ast
 import re
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from cli import main
 
@@ -28,6 +30,13 @@ def test_the_settings_reference_is_current_and_complete() -> None:
 
     assert REFERENCE.read_text() == reference(), "run `make docs`"
     assert "|  |\n" not in reference(), "a setting has no meaning"
+
+
+def test_click_is_as_new_as_the_options_need() -> None:
+    """`click.ParamType` takes a parameter since 8.4; with an older one no command would begin."""
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    [click] = [Requirement(one) for one in dependencies if one.startswith("click")]
+    assert list(click.specifier.filter(["8.2.0", "8.3.3", "8.4.0", "8.5.1"])) == ["8.4.0", "8.5.1"]
 
 
 def shown_commands() -> list[list[str]]:

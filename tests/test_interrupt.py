@@ -15,7 +15,7 @@ import pytest
 from core.checkpoint import save_checkpoint
 from core.onnx_model import OnnxModel
 from core.torch_model import TorchModel
-from interruption import AGAIN_S, interruptions
+from interruption import AGAIN_S, TIDYING_S, interruptions
 
 FOREVER = ["--epochs", "10000", "--batch-size", "256"]
 STAGES = {
@@ -105,6 +105,36 @@ def test_a_swallowed_interrupt_comes_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(came) == 2
     assert [seconds for _, seconds in armed] == [AGAIN_S, AGAIN_S, 0]  # and no more once the block has ended
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_tidies_up_is_not_interrupted_for_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the interruption became another error on the way."""
+    monkeypatch.setattr(signal, "setitimer", lambda *_: None)
+    now = time.monotonic()
+
+    def interrupted() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise RuntimeError("the compiler was stopped") from error
+
+    def tidied() -> list[str]:
+        done = []
+        try:
+            interrupted()
+        except RuntimeError:
+            signal.raise_signal(signal.SIGALRM)  # as the timer does
+            done.append("folder")
+            monkeypatch.setattr(time, "monotonic", lambda: now + 2 * TIDYING_S)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGALRM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        return done
+
+    with interruptions() as came:
+        assert tidied() == ["folder"]
+    assert came == [signal.SIGINT, signal.SIGALRM, signal.SIGINT]
 
 
 @pytest.mark.slow

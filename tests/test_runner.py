@@ -1,6 +1,8 @@
 """Running recipes: every stage once, the gate, and the last good file."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +172,36 @@ def test_given_weights_are_taken_instead_of_training(
     steps = open_onnx(Path("runs/job/baseline/model.onnx")).history
     assert [step.stage for step in steps] == ["weights", "export"]
     assert ran(run("teacher.weights=given/model.safetensors")) == []
+
+
+def test_a_run_folder_may_have_any_name(
+    run_some: Callable[..., Callable[..., Result]], onnxpress: Callable[..., Result]
+) -> None:
+    """A colon and a comma mean something in what users name models by, and nothing in a stage's own path."""
+    run_some("teacher", "baseline")
+    arguments = ["run", "job.toml", "-o", "runs/12:30,again", "--set", "teacher.epochs=1"]
+    assert onnxpress(*arguments).exit_code == 0
+    Path("runs/12:30,again/baseline/done.json").unlink()
+    resumed = onnxpress(*arguments)  # which reads the teacher from its folder
+    assert resumed.exit_code == 0, resumed.stderr
+    assert ran(resumed) == ["baseline"]
+
+
+def test_two_runs_into_one_folder_do_not_meet(run_some: Callable[..., Callable[..., Result]], tmp_path: Path) -> None:
+    """The first is killed, after which nothing is in the way."""
+    run = run_some("teacher")
+    code = (
+        "import time\nfrom pathlib import Path\nfrom core.folder_lock import locked\n"
+        "with locked(Path('runs/job')):\n    print(flush=True)\n    time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        refused = run("teacher.epochs=1")
+        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+        assert "another process works in runs/job; wait until it is done" in refused.stderr
+        first.kill()
+    assert run("teacher.epochs=1").exit_code == 0
 
 
 def test_a_stage_that_fails_loses_nothing_that_is_done(run_some: Callable[..., Callable[..., Result]]) -> None:

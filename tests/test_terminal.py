@@ -65,3 +65,13 @@ def test_on_a_terminal_progress_is_a_bar_with_rate_and_time_left(monkeypatch: py
                 show("distill", done, total, "steps, epoch 1/2")
     written = stderr.getvalue()
     assert all(one in written for one in ("distill", "30/30", "steps, epoch 1/2", "/s", "0:00:0"))
+
+
+def test_a_rate_needs_no_clock_that_moves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Between two calls of one tick, as Windows's clock has, no time passes."""
+    with progress_shown(quiet=False) as progress:
+        later = time.monotonic() + 60
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        progress("train", 1, 10, "steps")
+        progress("train", 5, 10, "steps")
+    assert "train: 5/10 steps" in capsys.readouterr().err

@@ -61,7 +61,7 @@ function showProfile(row) {
 }
 
 function showLineage(row, name) {
-  const named = new Map(report.rows.filter((one) => one.sha256).map((one) => [one.sha256, one.name]));
+  const named = new Map(report.rows.map((one) => [one.sha256, one.name]));
   fill("lineage-note", row.history.length ? `What made ${name}, step by step.` : `${name} brought no history with it.`);
   fillLineage(row.history, (digest) => named.get(digest) || digest.replace(/^([0-9a-f]{12})[0-9a-f]{28,}$/, "$1"));
 }

@@ -8,11 +8,11 @@ import torch
 
 from bench.compare import BenchConfig, bench, sweep
 from bench.latency import Timings
-from core.data import Data
+from core.data import UNLABELLED, Data
 from core.errors import ToolError
 from core.onnx_model import OnnxModel
 from core.predict import accuracy, predict
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, torch_digest
 
 QUICK = BenchConfig(iterations=20, rounds=2, max_rounds=2, threads=1)
 
@@ -40,6 +40,14 @@ def test_accuracy_is_the_files_on_the_test_split(exported: OnnxModel, digits: Da
     assert row.quality.samples == len(digits.split("test"))
 
 
+def test_data_without_labels_scores_nothing(exported: OnnxModel, digits: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is told before anything is timed."""
+    monkeypatch.setattr("bench.compare.measure", lambda *_: pytest.fail("it is timed"))
+    test = replace(digits.split("test"), targets=torch.full_like(digits.split("test").targets, UNLABELLED))
+    with pytest.raises(ToolError, match="the test split of digits has no labels to score models by; give it some, or"):
+        bench([exported], [QUICK], replace(digits, test=test))
+
+
 def test_without_data_there_is_no_accuracy(exported: OnnxModel) -> None:
     assert bench([exported], [QUICK]).rows[0].quality is None
 
@@ -65,7 +73,7 @@ def test_the_torch_module_may_stand_in_the_table(trained: TorchModel, exported: 
     report = bench([trained, exported], [replace(QUICK, torch_modes=("eager",))], digits)
     assert [row.runtime for row in report.rows] == ["torch eager", "onnxruntime"]
     first, second = report.rows
-    assert (first.sha256, first.cost, first.placement, first.nodes) == (None, None, None, ())
+    assert (first.sha256, first.cost, first.placement, first.nodes) == (torch_digest(trained), None, None, ())
     assert second.change is not None
     assert second.change.agreement > 99
     assert first.size_bytes == sum(one.nbytes for one in trained.module.state_dict().values())

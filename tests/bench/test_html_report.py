@@ -283,7 +283,7 @@ def test_a_noisy_machine_and_blunt_speedups_are_said(opened: Callable[..., Opene
 @needs_chromium
 def test_a_torch_module_shows_what_it_has(opened: Callable[..., Opened]) -> None:
     rows = a_report().model_dump()["rows"][:2]
-    bare = {"sha256": None, "cost": None, "placement": None, "nodes": [], "name": "resnet56"}
+    bare = {"sha256": "f" * 64, "cost": None, "placement": None, "nodes": [], "name": "resnet56"}
     torch_rows = [
         {**row, **bare, "runtime": f"torch {mode}"} for row, mode in zip(rows, ("eager", "compiled"), strict=True)
     ]

@@ -11,6 +11,7 @@ import pytest
 from bench.intervals import P90_SAMPLES, P99_SAMPLES
 from bench.latency import (
     TimingConfig,
+    _goes_on,
     latency,
     measure,
     measure_against,
@@ -91,6 +92,35 @@ def test_rounds_are_added_until_the_ratio_is_sharp_or_the_rounds_run_out() -> No
 def test_a_slow_model_stops_at_the_time_limit_with_fewer_iterations() -> None:
     found = measure([busy(20.0)], TimingConfig(iterations=700, rounds=4, max_seconds=0.4))
     assert sum(one.size for one in found.rounds_ms[0]) < 100
+
+
+def test_a_slow_model_is_measured_as_long_as_asked_for_and_nothing_is_said_of_it_that_needs_more() -> None:
+    """Its first round takes longer than the whole time, after which there is none."""
+    opened: list[float] = []
+    found = measure([busy(30.0, opened), busy(30.0)], TimingConfig(max_seconds=0.1))
+    assert opened == [30.0]
+    assert [len(times) for times in found.rounds_ms] == [1, 1]
+    assert found.rounds_ms[0][0].size == 2
+    assert not found.sharp
+    assert speedup(*found.rounds_ms).interval is None
+    assert latency(found.rounds_ms[0], 1).p50_interval_ms is None
+
+
+@pytest.mark.parametrize(
+    ("done", "spent_s", "sharp", "goes_on"),
+    [
+        (1, 4.9, False, True),
+        (1, 5.1, False, False),  # a second would end after 10 seconds
+        (4, 7.9, True, True),
+        (4, 8.1, True, False),
+        (5, 1.0, True, False),
+        (5, 1.0, False, True),
+        (9, 1.0, False, False),
+    ],
+)
+def test_rounds_are_as_many_as_are_wanted_and_fit(done: int, spent_s: float, sharp: bool, goes_on: bool) -> None:
+    config = TimingConfig(rounds=5, max_rounds=9, max_seconds=10.0)
+    assert _goes_on(done, 5, spent_s, config, sharp=sharp) == goes_on
 
 
 def test_warm_up_goes_on_while_runs_get_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_every_node_of_the_optimised_graph_is_timed_once(exported: OnnxModel) ->
 
 
 def test_a_profile_that_is_cut_short_is_one_line(exported: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.profile.Path.read_text", lambda _: '[{"cat": "Node", ')
+    monkeypatch.setattr("bench.profile.Path.read_text", lambda *_, **__: '[{"cat": "Node", ')
     with pytest.raises(ToolError, match=r"profile of .*\.onnx is cut short: is there room for temporary files"):
         profile(exported, "cpu", 1, 1)
 

@@ -1,6 +1,7 @@
 """An older report against a new one: what regressed is found, what is noise is not."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bench.quality import quality
 from bench.regression import Change, compare_reports, load_report, require_no_regression
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel
+from core.torch_model import TorchModel
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def timed(report: FullReport, *milliseconds: float, accuracy: float | None = Non
             "quality": None if accuracy is None else scored(accuracy),
         }
         rows.append(row.model_copy(update=change))
-    return report.model_copy(update={"rows": tuple(rows), "data": "digits" if accuracy else None})
+    return report.model_copy(update={"rows": tuple(rows), "data_fingerprint": "the digits" if accuracy else None})
 
 
 def scored(accuracy: float) -> object:
@@ -111,6 +113,35 @@ def test_speeds_of_two_machines_are_not_compared(report: FullReport) -> None:
 def test_accuracy_that_was_not_measured_before_is_said(report: FullReport) -> None:
     found = compare_reports(timed(report, 2.0, 1.0), timed(report, 2.0, 1.0, accuracy=90)).regression
     assert len([one for one in found.not_compared if "has none on the same samples" in one]) == 2
+
+
+def test_accuracy_on_changed_data_is_not_compared(report: FullReport) -> None:
+    old = timed(report, 2.0, 1.0, accuracy=90)
+    new = timed(report, 2.0, 1.0, accuracy=80).model_copy(update={"data_fingerprint": "the digits, relabelled"})
+    found = compare_reports(old, new).regression
+    assert "accuracy" not in {one.figure for one in found.changes}
+    assert len([one for one in found.not_compared if "has none on the same samples" in one]) == 2
+
+
+def test_another_torch_module_is_another_baseline(
+    untrained: TorchModel, trained: TorchModel, exported: OnnxModel
+) -> None:
+    """They go by one name, and the machine's mood alone does not tell the speedups to them apart."""
+    setting = BenchConfig(iterations=20, rounds=2, max_rounds=2, threads=1)
+    old, new, same = (
+        full_bench([replace(model, name="net"), exported], [setting], ExtrasConfig())
+        for model in (untrained, trained, trained)
+    )
+    assert "speedup" not in {one.figure for one in compare_reports(old, new).regression.changes}
+    assert "speedup" in {one.figure for one in compare_reports(new, same).regression.changes}
+
+
+def test_a_report_of_another_format_version_is_told(report: FullReport, tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text(report.model_copy(update={"format_version": "1.0"}).model_dump_json())
+    with pytest.raises(
+        ToolError, match=r"old\.json is a report of format version 1\.0, this .* compares with 1\.1; make"
+    ):
+        load_report(tmp_path / "old.json")
 
 
 def test_reports_of_other_models_are_refused(report: FullReport) -> None:

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,7 +145,9 @@ def test_without_augmentation_the_teacher_runs_once(
 
 
 def test_what_a_kill_left_half_written_does_not_block(tmp_path: Path) -> None:
-    (tmp_path / ".teacher-cache.part.json").write_text("{")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (tmp_path / f".teacher-cache.{gone.pid}.part.json").write_text("{")
     TeacherCache(tmp_path, {"data": "x"}, num_samples=1, num_outputs=1, limit_bytes=10)
 
 

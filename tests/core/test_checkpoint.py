@@ -157,6 +157,27 @@ def test_a_checkpoint_moves_with_its_factory_file(plain: TorchModel, tmp_path: P
     assert torch.equal(logits(load_checkpoint(tmp_path / "there" / "model")), logits(plain))
 
 
+def test_a_checkpoint_may_be_reached_through_a_link(plain: TorchModel, tmp_path: Path) -> None:
+    """The link lies deeper, or less deep, than what it leads to."""
+    (tmp_path / "disk" / "far" / "away").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk" / "far" / "away")
+    save_checkpoint(plain, tmp_path / "runs" / "model")
+    for folder in (tmp_path / "runs" / "model", tmp_path / "disk" / "far" / "away" / "model"):
+        assert torch.equal(logits(load_checkpoint(folder)), logits(plain))
+
+
+def test_a_factory_file_on_another_drive_is_named_in_full(
+    plain: TorchModel, tmp_path: Path, factory_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_way(path: str, start: Path) -> str:
+        raise ValueError(f"path is on mount 'C:', start on mount 'D:': {path}, {start}")
+
+    monkeypatch.setattr("core.checkpoint.os.path.relpath", no_way)
+    save_checkpoint(plain, tmp_path / "model")
+    assert read_checkpoint_file(tmp_path / "model").source.file == str(factory_file)
+    assert torch.equal(logits(load_checkpoint(tmp_path / "model")), logits(plain))
+
+
 def test_a_checkpoint_without_its_factory_file_says_where_it_looked(saved: Path, factory_file: Path) -> None:
     factory_file.unlink()
     with pytest.raises(

@@ -10,7 +10,15 @@ from onnx import numpy_helper
 
 import core.external_data
 from core.errors import ToolError
-from core.external_data import copy_onnx, data_file, refuse_overwrite_onnx, weights_bytes, whole_onnx, write_onnx
+from core.external_data import (
+    copy_onnx,
+    data_file,
+    refuse_overwrite_onnx,
+    refuse_replacing,
+    weights_bytes,
+    whole_onnx,
+    write_onnx,
+)
 from core.onnx_model import open_onnx, read_proto
 from core.references import file_sha256
 from core.sessions import made_up_inputs, open_session, run_session
@@ -115,6 +123,16 @@ def test_neither_file_is_overwritten_without_force(linear_proto: MakeProto, tmp_
     ):
         write_onnx(linear_proto(), part)
     assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [(name, "precious")]
+
+
+@pytest.mark.parametrize("name", ["split.onnx", "other.onnx"])
+def test_no_file_of_the_model_that_is_read_is_replaced(split: Path, name: str) -> None:
+    """Neither itself, nor its weights by those of another file, which may stand where that would have them."""
+    model = open_onnx(split)
+    data_file(split.with_name("other.onnx")).symlink_to(data_file(split))
+    with pytest.raises(ToolError, match=rf"{name}.* is a file of the model to read, which stays; choose another --out"):
+        refuse_replacing(model.files, split.with_name(name))
+    refuse_replacing(model.files, split.with_name("third.onnx"))
 
 
 def test_one_file_replaces_two(split: Path, linear_proto: MakeProto) -> None:

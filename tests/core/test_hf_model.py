@@ -53,6 +53,19 @@ def test_texts_become_what_its_own_tokenizer_makes_of_them(bert: Path) -> None:
     assert found[0].shape == (3, 24)
 
 
+@pytest.mark.parametrize("pretrained", ["true", "false"])
+def test_one_stored_in_half_precision_is_float32_and_stays_so(bert: Path, tmp_path: Path, pretrained: str) -> None:
+    values = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(values | {"dtype": "float16"}))
+    model = load_torch_model(f"hf:{bert},pretrained={pretrained}")
+    save_checkpoint(model, tmp_path / "checkpoint")
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    assert torch_digest(loaded) == torch_digest(model)
+    for one in (model, loaded):
+        assert {tensor.dtype for tensor in one.module.parameters()} == {torch.float32}
+    assert json.loads((tmp_path / "checkpoint" / "config.json").read_text())["dtype"] == "float32"
+
+
 def test_a_pruned_one_exports_and_rebuilds(bert: Path, texts: Data, tmp_path: Path) -> None:
     model = load_torch_model(f"hf:{bert}", texts)
     pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform"), data=texts).model

@@ -1,6 +1,7 @@
 """Images in class folders: what is listed, decoded and surveyed, and what is refused."""
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from core.data import Data, whole_split
 from core.data_reference import load_data
 from core.errors import ToolError
 from core.image_folder import ImageFiles, class_names, decode, files_fingerprint, list_split, survey
+from core.packed_paths import packed
 from core.preprocessing import Preprocessing
 
 MakeFolder = Callable[..., Path]
@@ -38,6 +40,20 @@ def test_class_names_are_sorted_and_files_beside_them_ignored(image_folder: Make
 def test_a_folder_without_class_folders_is_refused(image_folder: MakeFolder) -> None:
     with pytest.raises(ToolError, match=r"images holds no class folders; images belong in .*images/CLASS/"):
         class_names(image_folder({"": 1}))
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text there")
+def test_names_need_not_be_text_but_for_those_of_classes(image_folder: MakeFolder) -> None:
+    root = image_folder({"train/cat": 2, "train/dog": 2, "test/cat": 1, "test/dog": 1})
+    before = load_data(str(root)).fingerprint
+    image = next((root / "train" / "cat").iterdir())
+    image.rename(image.with_name(os.fsdecode(b"caf\xe9.png")))
+    data = load_data(str(root))
+    assert data.fingerprint != before
+    assert len(data.split("train")) + len(data.split("validation")) == 4
+    (root / "train" / "dog").rename(root / "train" / os.fsdecode(b"ch\xe9vre"))
+    with pytest.raises(ToolError, match=r"class folder 'ch\\udce9vre' in .*/train is not UTF-8; rename it"):
+        load_data(str(root))
 
 
 def test_a_split_is_listed_class_by_class(image_folder: MakeFolder) -> None:
@@ -148,7 +164,7 @@ def test_a_mode_that_models_do_not_take_needs_a_conversion(image_folder: MakeFol
 def test_images_of_any_size_are_fitted_in_worker_processes(image_folder: MakeFolder) -> None:
     image_folder({"cat": 2}, height=12, width=20)
     paths, _ = list_split(image_folder({"cat": 1}, height=7), ("cat",))
-    files = ImageFiles(tuple(paths), "RGB", num_workers=1)
+    files = ImageFiles(packed(paths), "RGB", num_workers=1)
     split = whole_split(files, torch.zeros(3, dtype=torch.int64))
     (found,) = batches(split, Preprocessing(image_size=(5, 5), channels=3), 8)
     assert found[0][0].shape == (3, 3, 5, 5)

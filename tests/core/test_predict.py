@@ -7,7 +7,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto
 
+from bench.runnable import open_torch_run
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
@@ -15,7 +17,7 @@ from core.model_reference import load_torch_model
 from core.onnx_model import open_onnx
 from core.predict import accuracy, logits_of, predict
 from core.preprocessing import normalise
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, example_inputs
 
 MakeOnnx = Callable[..., Path]
 SAMPLES = np.random.default_rng(0).normal(size=(10, 5)).astype(np.float32)
@@ -104,6 +106,29 @@ def test_logits_do_not_follow_later_changes_of_the_module(mlp: TorchModel) -> No
 def test_accuracy_is_the_share_of_highest_logits(targets: list[int], percent: float) -> None:
     logits = np.array([[2, 1], [0, 5], [-2, -1], [1, 0]], np.float32)
     assert accuracy(logits, np.array(targets)) == percent
+
+
+def test_a_network_of_volumes_is_run(python_file: Callable[[str], Path]) -> None:
+    """Its weights have five axes; channels last is a layout of four."""
+    file = python_file(
+        "from torch import nn\ndef net(num_classes=3):\n"
+        "    return nn.Sequential(nn.Conv3d(1, 2, 3), nn.Flatten(), nn.Linear(16, num_classes))\n"
+    )
+    model = load_torch_model(f"{file}:net", input_shape=(1, 4, 4, 4))
+    inputs = example_inputs(model, 2)
+    torch.testing.assert_close(logits_of(model)(inputs), model.module(*inputs))
+    open_torch_run(model, compiled=False, provider="cpu", threads=1, batch_size=2)()()
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_a_file_of_other_floats_is_fed_them_and_returns_float32(
+    linear_onnx: MakeOnnx, floats: Data, dtype: int
+) -> None:
+    logits, targets = predict(open_onnx(linear_onnx(dtype=dtype)), floats, "test")
+    expected, _ = predict(open_onnx(linear_onnx()), floats, "test")
+    assert logits.dtype == np.float32
+    np.testing.assert_allclose(logits, expected, atol=0.1)
+    assert targets.tolist() == TARGETS.tolist()
 
 
 @pytest.mark.parametrize("num_right", [9187, 9176, 9154])

@@ -13,10 +13,11 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from bench.process_cost import _measure
 from core.errors import ToolError
 from core.machine import available_cores
 from core.onnx_model import open_onnx
-from core.sessions import made_up_inputs, open_session, provider_name, run_session
+from core.sessions import made_up_inputs, open_session, provider_name, provider_settings, run_session
 
 MakeOnnx = Callable[..., Path]
 
@@ -145,6 +146,47 @@ def test_made_up_inputs_fit_the_model_and_depend_on_the_seed(linear_onnx: MakeOn
     assert not np.array_equal(one, other)
 
 
+@pytest.mark.parametrize("opens", ["open_session", "process_cost"])
+def test_onnxruntime_never_falls_back_to_the_cpu_by_itself(
+    linear_onnx: MakeOnnx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: str
+) -> None:
+    """Its Python wrapper does, where a provider fails on opening or running, and prints that on stdout."""
+    disabled: list[bool] = []
+    create = onnxruntime.InferenceSession._create_inference_session
+
+    def seen(session: onnxruntime.InferenceSession, *arguments: object) -> None:
+        disabled.append(not session._enable_fallback)
+        create(session, *arguments)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", seen)
+    if opens == "open_session":
+        open_session(linear_onnx())
+    else:
+        np.savez(tmp_path / "inputs.npz", np.ones((2, 5), np.float32))
+        _measure(str(linear_onnx()), "CPUExecutionProvider", 1, str(tmp_path / "inputs.npz"))
+    assert disabled == [True]
+
+
+def test_cuda_is_told_whether_to_round_products() -> None:
+    assert provider_settings("CUDAExecutionProvider", tf32=False) == {"device_id": 0, "use_tf32": 0}
+    assert provider_settings("CUDAExecutionProvider", tf32=True) == {"device_id": 0, "use_tf32": 1}
+    assert provider_settings("CPUExecutionProvider", tf32=False) == {}
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(TensorProto.FLOAT16, np.float16), (TensorProto.DOUBLE, np.float64), (TensorProto.BOOL, np.bool_)],
+)
+def test_made_up_inputs_are_of_the_type_that_the_model_takes(linear_onnx: MakeOnnx, code: int, dtype: type) -> None:
+    path = linear_onnx()
+    proto = onnx.load(path)
+    proto.graph.input[0].type.tensor_type.elem_type = code
+    onnx.save(proto, path)
+    (one,) = made_up_inputs(open_onnx(path), 4)
+    assert (one.shape, one.dtype) == ((4, 5), dtype)
+    assert len(np.unique(one)) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -152,7 +194,7 @@ def test_made_up_inputs_fit_the_model_and_depend_on_the_seed(linear_onnx: MakeOn
         pytest.param(
             {"num_features": "F"}, r"dynamic axes beyond the batch, \('N', 'F'\), .*image_size=PIXELS", id="dynamic"
         ),
-        pytest.param({"dtype": TensorProto.INT64}, "input 'x' is int64, .* float32 and uint8 only", id="integers"),
+        pytest.param({"dtype": TensorProto.INT64}, "input 'x' is int64, .* uint8 and bool only", id="integers"),
     ],
 )
 def test_made_up_inputs_are_refused_where_they_would_be_wrong(

@@ -222,6 +222,28 @@ def test_a_model_is_trained_on_shards_but_not_by_what_reads_them_all(shard: Make
         finetune(model, data, FinetuneConfig(optimizer="cg"))
 
 
+def test_class_names_are_utf_8_text(shard: MakeShard, tmp_path: Path) -> None:
+    path = shard("a.tar", samples(0, 4))
+    (tmp_path / "names.txt").write_bytes("\ufeffK\u00e4tzchen\nHund\n".encode())  # as Windows's editor saves it
+    assert load_data(f"wds:{path},labels={tmp_path}/names.txt").labels == ("K\u00e4tzchen", "Hund")
+    (tmp_path / "names.txt").write_bytes("K\u00e4tzchen\nHund\n".encode("latin-1"))
+    with pytest.raises(ToolError, match=r"names\.txt is not UTF-8 text: .*; save it as UTF-8"):
+        load_data(f"wds:{path},labels={tmp_path}/names.txt")
+
+
+def test_the_fingerprint_tells_splits_and_labels_apart(shard: MakeShard, tmp_path: Path) -> None:
+    """The same shards in other splits, and the same file of other class names, are other data."""
+    for number in range(2):
+        shard(f"x-{number}.tar", samples(4 * number, 4))
+    names = tmp_path / "names.txt"
+    names.write_text("cat\ndog\n")
+    rest = f"val={tmp_path}/x-1.tar,labels={names}"
+    found = {load_data(f"wds:{tmp_path}/x-{which}.tar,{rest}").fingerprint for which in ("{0..1}", "0")}
+    names.write_text("dog\ncat\n")
+    found.add(load_data(f"wds:{tmp_path}/x-0.tar,{rest}").fingerprint)
+    assert len(found) == 3
+
+
 def test_the_fingerprint_follows_the_files(shard: MakeShard) -> None:
     first = load_data(f"wds:{shard('a.tar', samples(0, 4))}").fingerprint
     assert load_data(f"wds:{shard('a.tar', samples(0, 6))}").fingerprint != first

@@ -1,13 +1,17 @@
 """Every output is whole or absent, also when the disk is full or the work is interrupted."""
 
+import errno
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import ToolError
-from core.whole_output import refuse_overwrite, whole_file, whole_folder
+from core.whole_output import refuse_overwrite, scratch_folder, whole_file, whole_folder
 
 FULL_DISK = """
 import resource, signal, sys
@@ -107,12 +111,48 @@ def test_a_file_never_replaces_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.onnx", "a.onnx/kept"]
 
 
-def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
-    (tmp_path / ".model.part").mkdir()
-    (tmp_path / ".model.part" / "half").write_text("half")
+def test_what_a_killed_process_left_is_swept_away(tmp_path: Path) -> None:
+    code = (
+        "import os\nfrom pathlib import Path\nfrom core.whole_output import whole_file, whole_folder\n"
+        "with whole_file(Path('a[1].onnx')) as part, whole_folder(Path('model')) as folder:\n"
+        "    part.touch(), (folder / 'half').touch(), os._exit(9)\n"
+    )
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False)
+        assert len(names(tmp_path)) == 3
     with whole_folder(tmp_path / "model") as part:
         (part / "a").write_text("new")
-    assert names(tmp_path) == ["model", "model/a"]
+    with whole_file(tmp_path / "a[1].onnx") as part:
+        part.write_text("new")
+    assert names(tmp_path) == ["a[1].onnx", "model", "model/a"]
+
+
+@pytest.mark.parametrize("writer", [whole_file, whole_folder])
+def test_two_processes_may_write_to_one_place(tmp_path: Path, writer: Callable[[Path], Any]) -> None:
+    """The other begins and ends while this one writes, and neither touches what the other has not finished."""
+    target = "part" if writer is whole_file else "part / 'a'"
+    code = (
+        f"from pathlib import Path\nfrom core.whole_output import {writer.__name__}\n"
+        f"with {writer.__name__}(Path('out')) as part:\n    ({target}).write_text('other')\n"
+    )
+    with writer(tmp_path / "out") as part:
+        mine = part if writer is whole_file else part / "a"
+        mine.write_text("mine")
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+        found = tmp_path / "out" if writer is whole_file else tmp_path / "out" / "a"
+        assert found.read_text() == "other"
+    assert found.read_text() == "mine"
+    assert [one for one in names(tmp_path) if one.startswith(".")] == []
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "disk")
+    for contents in ("first", "second", "third"):
+        with whole_folder(tmp_path / "model") as part:
+            (part / "a").write_text(contents)
+        assert (tmp_path / "disk" / "a").read_text() == contents
+    assert names(tmp_path) == ["disk", "disk/a", "model"]
 
 
 def test_an_existing_output_is_refused_without_force(tmp_path: Path) -> None:
@@ -150,6 +190,34 @@ def test_an_output_without_a_name_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ToolError), writer(Path(path)):
+        pytest.fail("the block ran")
+
+
+def test_a_scratch_folder_is_gone_afterwards() -> None:
+    with scratch_folder() as scratch:
+        (scratch / "a").write_text("new")
+    assert not scratch.exists()
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("error", [FULL, None], ids=["no-room", "a-file-of-it"])
+def test_what_a_scratch_folder_refuses_says_where_it_is_chosen(error: OSError | None) -> None:
+    said = r"cannot write temporary files: No .*; make room, or name another folder in TMPDIR"
+    with pytest.raises(ToolError, match=said), scratch_folder() as scratch:
+        raise error or FileNotFoundError(errno.ENOENT, "No such file or directory", str(scratch / "a"))
+
+
+def test_what_is_refused_elsewhere_is_not_of_the_scratch_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), scratch_folder():
+        (tmp_path / "data").read_bytes()
+
+
+def test_where_there_is_no_scratch_folder_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    said = r"cannot write temporary files: .* or name another folder in TMPDIR"
+    with pytest.raises(ToolError, match=said), scratch_folder():
         pytest.fail("the block ran")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from core.data import Data
 from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
+from core.sessions import open_session
 from core.torch_model import TorchModel
 from export.verify import VerifyConfig, compare, require_verified, verify
 
@@ -36,6 +38,19 @@ def test_a_model_matches_itself(exported: OnnxModel, digits: Data) -> None:
     assert [one.inputs for one in report.comparisons] == ["batch 1", "batch 2", "batch 7", "validation"]
     assert all(one.max_abs_err == 0 and math.isinf(one.sqnr_db) for one in report.comparisons)
     assert all(one.agreement == 100 for one in report.comparisons)
+
+
+def test_products_are_not_rounded_on_a_gpu(exported: OnnxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As float32's limits of a thousandth suppose; without a GPU nothing but the asking can be seen."""
+    asked: list[bool] = []
+
+    def seen(*arguments: Any, tf32: bool = True, **named: Any) -> Any:
+        asked.append(tf32)
+        return open_session(*arguments, tf32=tf32, **named)
+
+    monkeypatch.setattr("core.predict.open_session", seen)
+    verify(exported, exported, VerifyConfig(batch_sizes=(1,)))
+    assert asked == [False, False]
 
 
 def test_a_torch_reference_and_its_file_match(trained: TorchModel, exported: OnnxModel) -> None:
