@@ -25,12 +25,12 @@ from compress.weight_only import write_int4
 from core.compatibility import preprocessing_of
 from core.data import Data, spread
 from core.errors import GateMissedError, ToolError
-from core.external_data import whole_onnx
+from core.external_data import refuse_replacing, whole_onnx
 from core.history import step
 from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
-from core.predict import predict
 from core.progress import Progress, no_progress
 from core.result import Report, Result
+from core.sessions import made_up_inputs, open_session, run_session
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,7 @@ def quantize(
         ToolError: The file is not float32, a node to exclude does not exist, or the data does not fit it.
         GateMissedError: From `verify`; the file loses more than `max_drop`; or none is faster than float32 within it.
     """
-    if output.exists() and output.samefile(model.path):
-        raise ToolError(f"{output} is the file to quantize, which stays; choose another --output")
+    refuse_replacing(model.files, output)
     with whole_onnx(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
             trial = None
@@ -186,7 +185,7 @@ def _trial(
     progress: Progress,
 ) -> Trial:
     def run_once(file: OnnxModel) -> object:
-        return predict(file, data, "validation", limit=file.fixed_batch or 1, provider=config.provider)
+        return run_session(open_session(file.path, config.provider), *made_up_inputs(file, file.fixed_batch or 1))
 
     return Trial(
         write=source.write,

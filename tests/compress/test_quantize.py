@@ -102,7 +102,7 @@ def test_a_quantized_file_is_not_quantized_again(quantized: OnnxModel, digits: D
 
 
 def test_the_original_is_not_replaced(exported: OnnxModel, digits: Data) -> None:
-    with pytest.raises(ToolError, match="is the file to quantize, which stays; choose another --output"):
+    with pytest.raises(ToolError, match="is a file of the model to read, which stays; choose another --output"):
         quantize(exported, digits, exported.path, QuantizeConfig(form="qdq"), force=True)
 
 
