@@ -85,6 +85,15 @@ def test_a_latency_out_of_reach_names_the_closest(allocation: str, deep: TorchMo
         prune(deep, config, data=digits, measuring=slower_after_a_look(100.0))
 
 
+@pytest.mark.parametrize("allocation", ["latency", "uniform"])
+def test_what_was_tried_is_in_milliseconds_and_factors(allocation: str, deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(GateMissedError) as caught:
+        pruned(deep, digits, speedup=100.0, allocation=allocation)
+    for row in caught.value.tried:
+        assert row["measured_speedup"] == pytest.approx(model_ms(deep) / row["latency_ms"])
+        assert "reached" not in row
+
+
 def slower_after_a_look(factor: float) -> Measuring:
     clock, timed = a_clock()
 
@@ -161,6 +170,18 @@ def test_a_model_without_blocks_rebuilds_to_bit_equal_outputs(deep: TorchModel, 
     for index, model in enumerate((once, twice, again)):
         save_checkpoint(model, tmp_path / str(index))
         assert torch.equal(load_checkpoint(tmp_path / str(index)).module(inputs), model.module(inputs))
+
+
+@pytest.mark.parametrize("name", ["told_more", "shared_block", "shared_block,twice=standing"])
+def test_a_block_that_is_told_more_or_run_twice_goes_and_stays_away(
+    name: str, tiny: str, digits: Data, tmp_path: Path
+) -> None:
+    model = load_torch_model(f"{tiny}:{name}", digits)
+    found = pruned(model, digits, speedup=1.3, max_pruning_ratio=0.01)  # so that channels cannot go instead
+    assert found.report.dropped_blocks
+    save_checkpoint(found.model, tmp_path / "pruned")
+    inputs = torch.randn(3, 1, 8, 8)
+    assert torch.equal(load_checkpoint(tmp_path / "pruned").module(inputs), found.model.module(inputs))
 
 
 def test_pruning_in_steps_counts_from_the_baseline(deep: TorchModel, digits: Data) -> None:
