@@ -131,7 +131,10 @@ def naming_all(model: TorchModel, settings: CutSettings, cut: Callable[[CutSetti
 
 def _cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, ratio: float) -> nn.Module:
     module = copy_with_gradients(original)
-    heads = {layer: _least_of_heads(ratio, count) for layer, count in split_projections(module).items()}
+    heads = {
+        layer: _least_of_heads(ratio, count, settings.max_pruning_ratio)
+        for layer, count in split_projections(module).items()
+    }
     _step(
         module,
         model,
@@ -145,9 +148,9 @@ def _cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, ra
     return module
 
 
-def _least_of_heads(ratio: float, count: int) -> float:
-    """Return a share that torch-pruning, which rounds up, takes for the nearest number of heads that leaves one."""
-    return (min(round(ratio * count), count - 1) - 0.5) / count
+def _least_of_heads(ratio: float, count: int, max_pruning_ratio: float) -> float:
+    """Return a share that torch-pruning, which rounds up, takes for the nearest number of heads that leaves enough."""
+    return (min(round(ratio * count), count - least_kept(count, max_pruning_ratio)) - 0.5) / count
 
 
 def cut_groups(

@@ -146,6 +146,10 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
     best = _best(target, tried)
     if best is None:
         raise GateMissedError(_out_of_reach(search, target, tried), [one.step.model_dump() for one in tried])
+    if target.reach(best.timed) < 1:
+        logger.warning(
+            "%s; it is taken, since it misses by no more than %g %%", target.missed_by(best.timed), 100 * NEAR_MISS
+        )
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 BATCH_NORM_SAMPLES = 2048
 TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
 MEASURED_TARGETS = ("speedup", "latency_ms")
+NO_FACTORS = ("latency_ms", "pruning_ratio")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,10 +165,12 @@ def prune(
         progress: Told of every attempt at a target.
 
     Raises:
-        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced,
-            attention computes something else when narrower, or data is needed.
+        ToolError: The target is reached already, or is no factor and there is a baseline; a module to ignore does not
+            exist; the model cannot be traced, attention computes something else when narrower, or data is needed.
         GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
+    if baseline is not None and config.target in NO_FACTORS:
+        raise ToolError(f"{config.target} is no factor, to be counted from another model; leave out the baseline")
     original, ignored = prepare_ranking(model, config, data)
     allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
     settings = CutSettings(
@@ -287,7 +290,7 @@ def _own_target(
         if own_ms <= target:
             raise ToolError(f"the model takes {own_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
         return own_ms / target
-    if config.target == "pruning_ratio" or baseline is None:
+    if baseline is None:
         return target
     if measuring is not None and config.target == "speedup":
         reached = measuring.models(baseline, model).speedup

@@ -276,7 +276,7 @@ def _markdown(result: dict[str, Any]) -> str:
         "torch-pruning's allocations are pruned to any width and to multiples of 8, and the one that validates better "
         "at once is fine-tuned. Measured: all files of a target interleaved with the unpruned model. Settings: "
         f"`{result['training']}`.\n",
-        markdown_table(reached, columns),
+        *([markdown_table(reached, columns)] if reached else []),
         *(["Out of reach:\n", *missed] if missed else []),
         bars_table(result["bars"]),
     )

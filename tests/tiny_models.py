@@ -89,15 +89,14 @@ def told_more(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.M
     return Told()
 
 
-def shared_block(num_classes: int = 10, in_chans: int = 1, width: int = 16, twice: str = "called") -> nn.Module:
-    """Return a residual block that is run twice, called so or standing there so, and another one."""
+def shared_block(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
+    """Return a residual block that is run twice, and another one."""
 
     class Twice(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return self[1](self[0](self[0](x)))
 
-    shared, other = Residual(width), Residual(width)
-    blocks = Twice(shared, other) if twice == "called" else nn.Sequential(shared, other, shared)
+    blocks = Twice(Residual(width), Residual(width))
     head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
     return nn.Sequential(nn.Conv2d(in_chans, width, 3, padding=1), blocks, *head)
 
@@ -256,7 +255,9 @@ class KeepsAWidth(nn.Module):
 
 def keeps_a_width(num_classes: int = 10, in_chans: int = 1, depth: int = 1, kept: int = 1) -> nn.Module:
     later = [nn.Conv2d(16, 16, 1) for _ in range(depth - 1)]
-    start = [nn.Conv2d(in_chans, 16, 3), *(KeepsAWidth(16) for _ in range(kept))]
+    start = [nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16)]
+    for _ in range(kept - 1):
+        start += [nn.Conv2d(16, 16, 1), KeepsAWidth(16)]
     return nn.Sequential(*start, *later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
 
 

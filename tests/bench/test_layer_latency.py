@@ -98,7 +98,12 @@ def test_layers_that_are_too_large_together_are_timed_in_several_files(
 def test_what_goes_through_layers_counts_as_their_weights_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layer_latency, "MOST_BYTES", 4 * 2 * 8 * 16 * 16 * 8)  # of 8 samples in and out of one layer
     files: list[int] = []
-    monkeypatch.setattr(layer_latency, "_timed", lambda layers, *_: files.append(len(layers)) or [1.0] * len(layers))
+
+    def as_timed(layers: list[LayerShape], *_: object) -> list[float]:
+        files.append(len(layers))
+        return [1.0] * len(layers)
+
+    monkeypatch.setattr(layer_latency, "_timed", as_timed)
     layers = [SMALL.model_copy(update={"out_channels": width}) for width in (8, 7, 6, 5)]
     for batch_size, expected in ((1, [4]), (8, [1, 1, 1, 1])):
         files.clear()
