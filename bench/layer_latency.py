@@ -5,7 +5,7 @@ caches as cold as in a model, in the kernels that ONNX Runtime chooses there. Wh
 machine and these versions.
 """
 
-import json
+import logging
 import math
 import os
 from collections import defaultdict
@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import TypeAdapter
 
 from bench.profile import profile
+from core.errors import ToolError
 from core.external_data import write_onnx
 from core.history import digest_of
 from core.layer_shape import LayerShape
@@ -25,9 +27,14 @@ from core.machine import package_versions, this_machine
 from core.onnx_model import open_onnx
 from core.whole_output import scratch_folder, whole_file
 
+logger = logging.getLogger(__name__)
+
 OPSET = 20
-MOST_BYTES = 512_000_000  # of weights in a file: ONNX Runtime holds them several times over, and protobuf 2 GB at most
+MOST_BYTES = 512_000_000  # in a file: ONNX Runtime holds weights several times over, and protobuf 2 GB at most
 SCALE = 0.05  # of every quantized tensor: no time depends on it
+
+
+_TABLE = TypeAdapter(dict[str, float])  # layer -> milliseconds
 
 
 def layer_latencies(
@@ -57,12 +64,10 @@ def layer_latencies(
     known = _read(path)
     missing = {_key(layer): layer for layer in layers if _key(layer) not in known}
     if missing:
-        for layers_of_file in _parts(list(missing.values()), types):
+        for layers_of_file in _parts(list(missing.values()), types, batch_size):
             times = _timed(layers_of_file, provider, threads, batch_size, types)
             known |= zip(map(_key, layers_of_file), times, strict=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as part:
-            part.write_text(json.dumps(known), encoding="utf-8")
+        _keep(known, path)
     return [known[_key(layer)] for layer in layers]
 
 
@@ -72,16 +77,28 @@ def cache_folder() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "onnxpress"
 
 
-def _parts(layers: Sequence[LayerShape], types: tuple[str, str] | None) -> list[list[LayerShape]]:
+def _parts(layers: Sequence[LayerShape], types: tuple[str, str] | None, batch_size: int) -> list[list[LayerShape]]:
     """Return the layers in parts of about equal bytes: a few layers alone would find their caches warm."""
-    sizes = [_num_weights(layer) * (4 if types is None or layer.kind in ("lstm", "gru") else 1) for layer in layers]
+    sizes = [_num_bytes(layer, types, batch_size) for layer in layers]
     parts: list[list[LayerShape]] = [[] for _ in range(math.ceil(sum(sizes) / MOST_BYTES))]
     filled = [0] * len(parts)
     for size, layer in sorted(zip(sizes, layers, strict=True), key=lambda one: -one[0]):
         emptiest = filled.index(min(filled))
         parts[emptiest].append(layer)
         filled[emptiest] += size
-    return parts
+    return [part for part in parts if part]
+
+
+def _num_bytes(layer: LayerShape, types: tuple[str, str] | None, batch_size: int) -> int:
+    """Return what a layer's weights, input and output take in a session, where all of them are alive at once."""
+    is_float = types is None or layer.kind in ("lstm", "gru")
+    return _num_weights(layer) * (4 if is_float else 1) + 4 * batch_size * _num_activations(layer)
+
+
+def _num_activations(layer: LayerShape) -> int:
+    """Return how many numbers a sample's input and output are; that of a convolution as its stride leaves it."""
+    num_places = math.prod(layer.size)
+    return num_places * layer.in_channels + num_places * layer.out_channels // math.prod(layer.stride)
 
 
 def _num_weights(layer: LayerShape) -> int:
@@ -109,10 +126,23 @@ def _timed(
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        known: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))
+        return _TABLE.validate_json(path.read_bytes())
     except (OSError, ValueError):  # not there yet, or damaged: it is timed anew
         return {}
-    return known
+
+
+def _keep(known: dict[str, float], path: Path) -> None:
+    """Write a table, or warn that it is not kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as part:
+            part.write_bytes(_TABLE.dump_json(known))
+    except (OSError, ToolError) as error:
+        logger.warning(
+            "what layers take cannot be kept in %s (%s): it is timed anew each time; name a folder in $ONNXPRESS_CACHE",
+            path.parent,
+            error,
+        )
 
 
 def _key(layer: LayerShape) -> str:

@@ -16,10 +16,14 @@ from core.module_paths import paths_entered
 
 COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
 FUSED = {"qkv": 3, "kv": 2, "to_qkv": 3}  # a projection that makes several at once -> how many
-APART = ("q", "k", "v", "query", "key", "value", "q_proj", "k_proj", "v_proj", "to_q", "to_k", "to_v")
+APART = (
+    *("q", "k", "v", "query", "key", "value"),
+    *("q_proj", "k_proj", "v_proj", "query_proj", "key_proj", "value_proj"),
+    *("to_q", "to_k", "to_v", "q_lin", "k_lin", "v_lin", "wq", "wk", "wv"),
+)
 HEAD_WIDTHS = ("head_dim", "dim_head", "attention_head_size", "d_head")
 WIDTHS = ("attn_dim", "all_head_size", "inner_dim", "all_head_dim")
-QUERIES = ("qkv", "to_qkv", "q", "query", "q_proj", "to_q")
+QUERIES = ("qkv", "to_qkv", "q", "query", "q_proj", "query_proj", "to_q", "q_lin", "wq")
 
 
 def split_projections(module: nn.Module) -> dict[nn.Module, int]:

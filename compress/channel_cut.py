@@ -5,7 +5,7 @@ DepGraph: https://arxiv.org/abs/2301.12900
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
@@ -42,6 +42,21 @@ IMPORTANCES: dict[str, Callable[[], Importance]] = {
 }
 
 
+class WidthNeededError(ToolError):
+    """A module does not run with fewer channels.
+
+    Attributes:
+        path: Of what is to be left whole for that; empty for the whole model, whose own forward fails.
+        cause: What it fails with, and where.
+    """
+
+    def __init__(self, name: str, path: str, cause: Exception) -> None:
+        self.path = path
+        self.cause = cause
+        whole = f"--ignore {path}" if path else "--ignore LAYER, of each layer whose channels its own forward counts on"
+        super().__init__(f"{name} does not run with fewer channels, {cause}; leave that whole with {whole}")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CutSettings:
     """What every cut of a model has in common.
@@ -76,10 +91,50 @@ def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, rat
         ratio: Share of the channels, `max_pruning_ratio` of the settings at most.
 
     Raises:
-        ToolError: torch-pruning cannot follow the module.
+        ToolError: torch-pruning cannot follow the module, or some of what is in it does not run when narrower: all of
+            that is named.
     """
-    module = _copy_with_gradients(original)
-    heads = {layer: _least_of_heads(ratio, count) for layer, count in split_projections(module).items()}
+    return naming_all(model, settings, lambda own: _cut_share(original, model, own, ratio))
+
+
+def naming_all(model: TorchModel, settings: CutSettings, cut: Callable[[CutSettings], nn.Module]) -> nn.Module:
+    """Return what a cut makes; where modules inside do not run when narrower, find all of them first.
+
+    Args:
+        model: The model that is cut.
+        settings: How.
+        cut: Cuts, given settings that may leave more whole.
+
+    Raises:
+        ToolError: As `cut`; what does not run is named at once.
+    """
+    try:
+        return cut(settings)
+    except WidthNeededError as error:
+        first = error
+    found = [first.path]
+    with suppress(ToolError):  # of another kind, which comes up again when what was found is left whole
+        while "" not in found:
+            try:
+                cut(replace(settings, ignored=(*settings.ignored, *found)))
+                break
+            except WidthNeededError as error:
+                found += [error.path] if error.path not in found else [""]
+    others = [path for path in dict.fromkeys(found) if path]
+    if len(others) < 2:
+        raise first
+    raise ToolError(
+        f"{model.name} does not run with fewer channels in {', '.join(others)}, {first.cause}; leave that whole with "
+        + " ".join(f"--ignore {path}" for path in others)
+    ) from first
+
+
+def _cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, ratio: float) -> nn.Module:
+    module = copy_with_gradients(original)
+    heads = {
+        layer: _least_of_heads(ratio, count, settings.max_pruning_ratio)
+        for layer, count in split_projections(module).items()
+    }
     _step(
         module,
         model,
@@ -93,9 +148,9 @@ def cut_share(original: nn.Module, model: TorchModel, settings: CutSettings, rat
     return module
 
 
-def _least_of_heads(ratio: float, count: int) -> float:
-    """Return a share that torch-pruning, which rounds up, takes for the nearest number of heads that leaves one."""
-    return (min(round(ratio * count), count - 1) - 0.5) / count
+def _least_of_heads(ratio: float, count: int, max_pruning_ratio: float) -> float:
+    """Return a share that torch-pruning, which rounds up, takes for the nearest number of heads that leaves enough."""
+    return (min(round(ratio * count), count - least_kept(count, max_pruning_ratio)) - 0.5) / count
 
 
 def cut_groups(
@@ -116,8 +171,9 @@ def cut_groups(
 
     Raises:
         ToolError: torch-pruning cannot follow the module.
+        WidthNeededError: What is left does not run.
     """
-    module = _copy_with_gradients(original)
+    module = copy_with_gradients(original)
     drop(module, dropped)
     present = dict(module.named_modules())
     ratios = {}
@@ -129,6 +185,14 @@ def cut_groups(
         own = replace(settings, allocation="uniform", round_to=1, max_pruning_ratio=1.0)
         _step(module, model, own, original, pruning_ratio=0.0, pruning_ratio_dict=ratios)
     return module.eval()
+
+
+def copy_with_gradients(original: nn.Module) -> nn.Module:
+    """Return a copy of a module that has its gradients too."""
+    module = copy.deepcopy(original)
+    for parameter, source in zip(module.parameters(), original.parameters(), strict=True):
+        parameter.grad = None if source.grad is None else source.grad.clone()
+    return module
 
 
 @contextmanager
@@ -243,14 +307,14 @@ def _root(pruner: Any, group: Any) -> str:
     return str(pruner.DG._module2name[next(one for one in layers if isinstance(one, PRUNED_LAYERS))])
 
 
-def _needs_its_width(original: nn.Module, model: TorchModel, settings: CutSettings, error: ForwardError) -> ToolError:
+def _needs_its_width(
+    original: nn.Module, model: TorchModel, settings: CutSettings, error: ForwardError
+) -> WidthNeededError:
     """Return the error that names the module that fails when it is narrower, and what keeps it as it is."""
     path = error.path
     while path and (path in settings.ignored or is_layer(original.get_submodule(path))):
         path = path.rpartition(".")[0]  # of a layer alone only the outputs would stay
-    return ToolError(
-        f"{model.name} does not run with fewer channels, {error}; leave that whole with --ignore {path or 'MODULE'}"
-    )
+    return WidthNeededError(model.name, path, error)
 
 
 def _cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
@@ -260,13 +324,6 @@ def _cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> 
         f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
         f"leave it whole with --ignore {where or 'MODULE'}"
     )
-
-
-def _copy_with_gradients(original: nn.Module) -> nn.Module:
-    module = copy.deepcopy(original)
-    for parameter, source in zip(module.parameters(), original.parameters(), strict=True):
-        parameter.grad = None if source.grad is None else source.grad.clone()
-    return module
 
 
 def _protect(scores: torch.Tensor, num_groups: int, max_pruning_ratio: float) -> torch.Tensor:

@@ -126,7 +126,15 @@ def _cut_by_stopwatch(
     def missed(_: float) -> str:
         return target.missed_by(max(timed.values(), key=target.reach))
 
-    ratio, module = _bisect(original, model, settings, reach, 1.0, missed, progress)
+    try:
+        ratio, module = _bisect(original, model, settings, reach, 1.0, missed, progress)
+    except GateMissedError as error:
+        ratios = [one["pruning_ratio"] for one in error.tried]
+        rows = [
+            {"pruning_ratio": ratio} | step.model_dump(exclude_none=True)
+            for ratio, step in zip(ratios, steps, strict=True)
+        ]
+        raise GateMissedError(str(error), rows) from error
     return Cut(module=module, ratio=ratio, timed=timed[module], search=tuple(steps))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 from torch import nn
 
-from compress.channel_cut import CutSettings, cut_groups
+from compress.channel_cut import CutSettings, cut_groups, naming_all
 from compress.channel_groups import ChannelGroup, channel_groups
 from compress.damage import Change, damage_of
 from compress.latency_allocation import LatencyTable, Option, Unit, choose, find_units, latency_table
@@ -84,10 +84,12 @@ def search_latency(
         progress: Told of every look and every attempt.
 
     Raises:
-        ToolError: torch-pruning cannot follow the module, or a candidate cannot be exported.
+        ToolError: torch-pruning cannot follow the module, some of what is in it does not run when narrower, or a
+            candidate cannot be exported.
         GateMissedError: The target is out of reach; the closest attempt is named.
     """
     groups = channel_groups(original, model, settings)
+    _require_that_halves_run(original, model, settings, groups)
     blocks = residual_blocks(model, settings.ignored) if drop_blocks else ()
     table = latency_table(layer_shapes(model), groups, settings, measuring.layers, model_ms)
 
@@ -96,6 +98,14 @@ def search_latency(
 
     units = find_units(original, groups, blocks, table, measure_damage)
     return _attempts(_Search(original, model, settings, measuring, groups, table), target, units, progress)
+
+
+def _require_that_halves_run(
+    original: nn.Module, model: TorchModel, settings: CutSettings, groups: Sequence[ChannelGroup]
+) -> None:
+    """Raise `ToolError` with all modules that do not run when they are narrower, before anything is measured."""
+    halves = {tuple(group.outputs): (group.width - group.width // 2 + 0.5) / group.width for group in groups}
+    naming_all(model, settings, lambda own: cut_groups(original, model, own, halves))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +146,10 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
     best = _best(target, tried)
     if best is None:
         raise GateMissedError(_out_of_reach(search, target, tried), [one.step.model_dump() for one in tried])
+    if target.reach(best.timed) < 1:
+        logger.warning(
+            "%s; it is taken, since it misses by no more than %g %%", target.missed_by(best.timed), 100 * NEAR_MISS
+        )
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from compress.attention_check import check_attention
 from compress.batch_norm import re_estimate_batch_norm
 from compress.channel_cut import PRUNED_LAYERS, CutSettings
 from compress.cut_to_target import Cut, cut_to_size, cut_to_speed, size_reach
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 BATCH_NORM_SAMPLES = 2048
 TARGETS = ("pruning_ratio", "macs_ratio", "params_ratio", "speedup", "latency_ms")
 MEASURED_TARGETS = ("speedup", "latency_ms")
+NO_FACTORS = ("latency_ms", "pruning_ratio")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,10 +165,12 @@ def prune(
         progress: Told of every attempt at a target.
 
     Raises:
-        ToolError: The target is reached already, a module to ignore does not exist, the model cannot be traced, or data
-            is needed.
+        ToolError: The target is reached already, or is no factor and there is a baseline; a module to ignore does not
+            exist; the model cannot be traced, attention computes something else when narrower, or data is needed.
         GateMissedError: The target cannot be reached within `max_pruning_ratio`.
     """
+    if baseline is not None and config.target in NO_FACTORS:
+        raise ToolError(f"{config.target} is no factor, to be counted from another model; leave out the baseline")
     original, ignored = prepare_ranking(model, config, data)
     allocation = config.allocation or ("latency" if config.target in MEASURED_TARGETS else "global")
     settings = CutSettings(
@@ -177,11 +182,14 @@ def prune(
         seed=config.seed,
         prune_heads=config.prune_heads,
     )
+    check_attention(original, model, settings)
     own_ms = _own_ms(model, config, measuring)
     target = _own_target(model, baseline, config, measuring, own_ms)
     cut = _cut(original, model, config, settings, target, own_ms, data, measuring, progress)
     module = cut.module
     module.zero_grad(set_to_none=True)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(model.module.get_parameter(name).requires_grad)
     layers = _narrower(model.module, module)
     if not layers and not cut.dropped:
         raise ToolError(
@@ -282,7 +290,7 @@ def _own_target(
         if own_ms <= target:
             raise ToolError(f"the model takes {own_ms:.3g} ms as it is; {target:g} ms asks for nothing to go")
         return own_ms / target
-    if config.target == "pruning_ratio" or baseline is None:
+    if baseline is None:
         return target
     if measuring is not None and config.target == "speedup":
         reached = measuring.models(baseline, model).speedup
@@ -298,6 +306,8 @@ def _own_target(
 def _recover(model: TorchModel, pruned: TorchModel, data: Data | None) -> tuple[float, float, float] | None:
     """Re-estimate batch-norm statistics of `pruned` in place; return the validation accuracies before and after."""
     if data is None:
+        if any(isinstance(one, _BatchNorm) and one.track_running_stats for one in pruned.module.modules()):
+            logger.warning("batch-norm statistics are those of the unpruned model: give --data to re-estimate them")
         return None
     if not data.split("validation").is_labelled:
         re_estimate_batch_norm(pruned.module, data.split("train"), model.preprocessing, BATCH_NORM_SAMPLES)

@@ -24,14 +24,14 @@ class GroupSensitivity(BaseModel, frozen=True):
 
     Attributes:
         name: Path of a layer whose outputs they are.
-        layers: How many layers share them.
+        layers: Paths of the layers that share them: make them, or read them.
         channels: How many there are.
         removed: How many were silenced, look by look.
         damage: What that did to the answers: Kullback-Leibler divergence in nats.
     """
 
     name: str
-    layers: int
+    layers: tuple[str, ...]
     channels: int
     removed: tuple[int, ...]
     damage: tuple[float, ...]
@@ -96,7 +96,7 @@ def pruning_sensitivity(
         groups=tuple(
             GroupSensitivity(
                 name=group.name,
-                layers=len({*group.outputs, *group.inputs}),
+                layers=tuple(dict.fromkeys((*group.outputs, *group.inputs))),
                 channels=group.width,
                 removed=tuple(removed for _, removed in looks[start : start + len(SHARES)]),
                 damage=tuple(damage[start : start + len(SHARES)]),

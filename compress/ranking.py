@@ -1,6 +1,7 @@
 """Which channels matter: what ranks them, on what gradients, and what is left out of the ranking."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from core.errors import ToolError, require
 from core.module_paths import module_at
 from core.outputs import logits_in
 from core.torch_model import TorchModel, run_once
+from core.trace_failure import called_below
 
 GRADIENT_SAMPLES = 512
 SQUARED_SAMPLES = 256  # fewer, since each has a backward pass to itself
@@ -54,18 +56,22 @@ class RankingConfig:
 def prepare_ranking(model: TorchModel, config: RankingConfig, data: Data | None) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a copy of the module, with gradients where the importance looks at them, and what is to be left whole.
 
+    Nothing in the copy is frozen: the tracer follows gradients.
+
     Raises:
         ToolError: A module to ignore does not exist, the classifier cannot be told, the model cannot read the data, or
             the importance needs labelled data and has none.
     """
     module = copy.deepcopy(model.module)
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
     for path in config.ignore:
         module_at(module, path, "ignore")
     if data is not None:
         check_reads(model, data)
     if config.importance in NEED_GRADIENTS:
         _accumulate_gradients(module, model, data, config.importance)
-    return module, (*_classifiers(model, config.ignore), *config.ignore)
+    return module, (*_classifiers(model, config.ignore), *_called(model, config.ignore))
 
 
 def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
@@ -90,6 +96,18 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
             f"cannot tell which layer of {model.name} makes its {num_classes} logits; name it with --ignore"
         )
     return last
+
+
+def _called(model: TorchModel, paths: Sequence[str]) -> tuple[str, ...]:
+    """Return paths, in place of one that is never called (`nn.ModuleList`) those of its nearest modules that are."""
+    path_of = {one: path for path, one in model.module.named_modules()}
+    called: set[str] = set()
+    with ExitStack() as hooks:
+        for one in path_of:
+            hooks.enter_context(one.register_forward_pre_hook(lambda one, _: called.add(path_of[one])))
+        run_once(model)
+    below = {path: tuple(called_below(model.module, path, called)) for path in paths if path not in called}
+    return tuple(one for path in paths for one in below.get(path) or (path,))
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:

@@ -44,17 +44,14 @@ def passed_over(module: nn.Module, path: str) -> RemovableHandle:
 
 def _passing(model: TorchModel, candidates: dict[str, nn.Module]) -> list[str]:
     """Return the candidates whose output is their input, or its positive part, when every layer puts out zeros."""
-    found: list[str] = []
+    passed: dict[str, bool] = {}  # of each candidate that ran: whether every call of it passed on its input
 
     def silence(module: nn.Module, inputs: Any, output: Any) -> Any:
         return torch.zeros_like(output) if isinstance(output, Tensor) else output
 
     def note(path: str, inputs: tuple[Any, ...], output: Any) -> None:
         one = inputs[0] if len(inputs) == 1 else None
-        if not isinstance(one, Tensor) or not isinstance(output, Tensor) or not one.any():
-            return
-        if torch.equal(output, one) or torch.equal(output, one.relu()):
-            found.append(path)
+        passed[path] = passed.get(path, True) and _is_passed_on(one, output)
 
     for path, block in candidates.items():  # one at a time, so that the others still send it something
         with ExitStack() as hooks:
@@ -65,7 +62,13 @@ def _passing(model: TorchModel, candidates: dict[str, nn.Module]) -> list[str]:
                 block.register_forward_hook(lambda _, inputs, output, path=path: note(path, inputs, output))
             )
             run_once(model)
-    return found
+    return [path for path, is_passed in passed.items() if is_passed]
+
+
+def _is_passed_on(given: Any, output: Any) -> bool:
+    if not isinstance(given, Tensor) or not isinstance(output, Tensor) or not given.any():
+        return False
+    return torch.equal(output, given) or torch.equal(output, given.relu())
 
 
 def _holds(outer: str, inner: str) -> bool:

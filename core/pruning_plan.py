@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
-from torch import nn
+from torch import Tensor, nn
 
 from core.errors import ToolError
 
@@ -21,12 +21,20 @@ class PruningPlan(BaseModel, frozen=True):
     Attributes:
         attributes: Module path to attribute name to value.
         shapes: Parameter or buffer name to shape.
-        dropped: Paths of modules that became `nn.Identity`.
+        dropped: Paths of modules that became `PassOn`.
     """
 
     attributes: dict[str, dict[str, Any]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dropped: tuple[str, ...] = ()
+
+
+class PassOn(nn.Module):
+    """What stands where a block was left out: it passes on its first input, whatever else it is called with."""
+
+    def forward(self, first: Tensor, *_: object, **__: object) -> Tensor:
+        """Return `first`."""
+        return first
 
 
 def architecture(module: nn.Module) -> PruningPlan:
@@ -82,22 +90,25 @@ def replay(module: nn.Module, plan: PruningPlan) -> None:
             raise _changed_since(f"the tensor {name!r}")
     for path, attributes in plan.attributes.items():
         for name, value in attributes.items():
-            setattr(children[path], name, tuple(value) if isinstance(value, list) else value)
+            setattr(children[path], name, _as_held(value, getattr(children[path], name, None)))
     for name, shape in plan.shapes.items():
         path, _, leaf = name.rpartition(".")
         _resize(children[path], leaf, shape)
 
 
 def drop(module: nn.Module, paths: Sequence[str]) -> None:
-    """Leave out blocks, in place: each passes on what it is given.
+    """Leave out blocks, in place, wherever the model holds them: each passes on what it is given.
 
     Raises:
         ToolError: There is none of that path.
     """
+    present = dict(module.named_modules(remove_duplicate=False))
     for path in paths:
-        if path not in dict(module.named_modules()):
+        if path not in present:
             raise _changed_since(f"the module {path!r}")
-        module.set_submodule(path, nn.Identity())
+        pass_on = PassOn()
+        for other in [name for name, one in present.items() if one is present[path]]:
+            module.set_submodule(other, pass_on)
 
 
 def _inside(path: str, blocks: Sequence[str]) -> bool:
@@ -125,6 +136,11 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if name != "training" and _is_plain(value)
     }
+
+
+def _as_held(value: Any, held: Any) -> Any:
+    """Return a value from a plan, where every sequence is a list, as a tuple unless the original holds a list there."""
+    return tuple(value) if isinstance(value, list) and not isinstance(held, list) else value
 
 
 def _is_plain(value: Any) -> bool:

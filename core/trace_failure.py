@@ -1,7 +1,7 @@
 """Naming the innermost module that a tracer cannot follow."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -27,21 +27,27 @@ def failing_module(module: nn.Module, inputs: tuple[Tensor, ...], attempt: Attem
     path = ""
     while True:
         failing = next(
-            (child for child in _called_below(module, path, recorded) if _fails(module, child, recorded, attempt)), None
+            (child for child in called_below(module, path, recorded) if _fails(module, child, recorded, attempt)), None
         )
         if failing is None:
             return path
         path = failing
 
 
-def _called_below(module: nn.Module, path: str, recorded: dict[str, Any]) -> Iterator[str]:
-    """Yield the nearest called submodules below `path`, looking through containers that are never called themselves."""
+def called_below(module: nn.Module, path: str, called: Container[str]) -> Iterator[str]:
+    """Yield the nearest called submodules below `path`, looking through containers that are never called themselves.
+
+    Args:
+        module: The whole.
+        path: Of a submodule of it; empty for the whole.
+        called: Paths of those that are called.
+    """
     for name, _ in module.get_submodule(path).named_children():
         child = f"{path}.{name}".lstrip(".")
-        if child in recorded:
+        if child in called:
             yield child
         else:
-            yield from _called_below(module, child, recorded)
+            yield from called_below(module, child, called)
 
 
 def _fails(module: nn.Module, path: str, recorded: dict[str, tuple[Any, ...]], attempt: Attempt) -> bool:

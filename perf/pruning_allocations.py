@@ -5,10 +5,13 @@ Usage: python perf/pruning_allocations.py --data cifar10.npz --weights resnet56.
 
 Every allocation is searched for the same speedup on ONNX Runtime (float32, batch 1, one thread), then fine-tuned with
 knowledge distillation from the unpruned model for the same epochs; the epoch that validates best is read on the test
-split, once. Global and uniform are torch-pruning's recipe: magnitude, all layers ranked together, or the same share of
-each. A run that the folder holds of this model and these settings is not run again, one that was cut off goes on. The
-files of a target are timed once more, all of them interleaved with the unpruned model. Exits 3 when the latency-aware
-allocation is not the most accurate, or is more than 2 % slower than a recipe that it is compared with.
+split, once. All but latency are torch-pruning's: magnitude, all layers ranked together, the same share of each, or like
+layers together. Each of these is pruned to any width and to multiples of 8, as its documentation begins; what validates
+better at once, batch norm re-estimated, is fine-tuned. What the folder holds, or docs/results, of this model, code,
+machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once more,
+all of them interleaved with the unpruned model. --only makes some of the allocations; of the others, what is published
+is listed. Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it
+is compared with, a speed is not near its target, or an allocation is not measured.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, markdown_table, measured_here, page, publish
+from results_file import bars_table, markdown_table, measured_here, page, publish, published, trees
 from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
@@ -33,8 +36,9 @@ from compress.training_state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import ToolError
-from core.history import digest_of, step
+from core.errors import GateMissedError, ToolError
+from core.history import digest_of
+from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_torch_model
 from core.references import existing_sha256
 from core.result import Result
@@ -43,10 +47,14 @@ from export.to_onnx import ExportConfig, export
 from stages import measuring, save_trained
 from terminal import progress_shown, set_up_logging
 
+RESULT = "pruning-cifar10"
 FACTORY = "recipes/cifar_resnet.py"
 ALLOCATIONS = ("latency", "global", "uniform", "isomorphic")
 OURS, RECIPES = "latency", ("global", "uniform")
+ROUNDED_TO = (1, 8)  # widths of torch-pruning's allocations; ours finds those that are fast by itself
+PRUNES = ("core", "compress", "export", "bench")  # the code that does
 SLOWER = 0.02  # than the recipes, within which ours counts as equally fast
+OFF_TARGET = 0.1  # of a speed that was asked for
 TIMING = TimingConfig(half_width=0.005, max_seconds=300)
 TRAINING = {"lr": 0.05, "crop_padding": 4, "flip": True, "method": "kd", "kd_ratio": 0.9, "temperature": 4.0}
 
@@ -58,45 +66,92 @@ def main() -> None:
     parser.add_argument("--speedups", default="2,3")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
+    targets = [float(target) for target in given.speedups.split(",")]
     try:
         data = load_data(given.data)
         model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
-        rows = [row for target in given.speedups.split(",") for row in _rows(model, data, float(target), given)]
+        rows = [row for target in targets for row in _rows(model, data, target, given)]
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    publish(result := _result(rows, given), _markdown(result), as_json=given.json)
+    publish(result := _result(rows, targets, given), _markdown(result), as_json=given.json)
 
 
-def _rows(
-    model: TorchModel,
-    data: Data,
-    target: float,
-    given: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    folders = {allocation: given.runs / f"{allocation}-{target:g}x" for allocation in given.only or ALLOCATIONS}
-    cuts = {name: _pruned(model, data, target, name, folder / "pruned") for name, folder in folders.items()}
-    speeds = _speeds(model, [pruned for pruned, _ in cuts.values()])
-    rows = []
-    for (name, (pruned, report)), measured in zip(cuts.items(), speeds, strict=True):
-        folder = folders[name]
-        runs = [
-            _recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in given.seeds
-        ]
-        rows.append(
-            {
-                "target": target,
-                "allocation": name,
-                "measured_speedup": measured,
-                "macs_ratio": report["macs_ratio"],
-                "params": report["params"][1],
-                "dropped_blocks": len(report["dropped_blocks"]),
-                "accuracy_at_once": report["accuracy"][2],
-                **over_seeds(runs),
-                "commits": [run["commit"] for run in runs],
-            }
-        )
-    return rows
+def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each allocation at a target: as published, or made if wanted."""
+    before = {row["key"]: row for row in published(RESULT).get("rows", [])}
+    keys = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}
+    missing = [name for name in given.only or ALLOCATIONS if keys[name] not in before]
+    made = {name: _at_once(model, data, target, name, given.runs / f"{name}-{target:g}x") for name in missing}
+    reached = {name: at_once for name, at_once in made.items() if "missed" not in at_once}
+    speeds = _speeds(model, [at_once["model"] for at_once in reached.values()]) if reached else []
+    for (name, at_once), measured in zip(reached.items(), speeds, strict=True):
+        at_once |= {"measured_speedup": measured} | _taught(at_once.pop("model"), data, target, name, given)
+    made = {name: {"target": target, "allocation": name, "key": keys[name], **row} for name, row in made.items()}
+    return [made.get(name) or before[keys[name]] for name in ALLOCATIONS if name in made or keys[name] in before]
+
+
+def _row_key(model: TorchModel, data: Data, target: float, allocation: str, given: argparse.Namespace) -> str:
+    """Return the digest of all that a row follows from."""
+    prunes = [_prune_key(model, data, config) for config in _configs(target, allocation)]
+    return digest_of([prunes, TRAINING, given.epochs, given.seeds, _taught_by(given)])
+
+
+def _configs(target: float, allocation: str) -> list[PruneConfig]:
+    rounded_to = (1,) if allocation == OURS else ROUNDED_TO
+    return [PruneConfig(speedup=target, allocation=allocation, round_to=one) for one in rounded_to]  # type: ignore[arg-type]
+
+
+def _at_once(model: TorchModel, data: Data, target: float, allocation: str, folder: Path) -> dict[str, Any]:
+    """Return the model pruned to any width or to multiples, whichever validates better, and what is said of both.
+
+    Where neither reaches the target, only why: ``missed``.
+    """
+    found, missed = _prunes(model, data, target, allocation, folder)
+    if not found:
+        return {"missed": "; ".join(missed)}
+    tried = [
+        {
+            "round_to": config.round_to,
+            "measured_speedup": report["measured_speedup"],
+            "accuracy_at_once": report["accuracy"][2],
+        }
+        for config, _, report in found
+    ]
+    config, pruned, report = max(found, key=lambda one: one[2]["accuracy"][2])
+    return {
+        "model": pruned,
+        "round_to": config.round_to,
+        "macs_ratio": report["macs_ratio"],
+        "params": report["params"][1],
+        "dropped_blocks": len(report["dropped_blocks"]),
+        "accuracy_at_once": report["accuracy"][2],
+        "tried": tried,
+        "out_of_reach": missed,
+    }
+
+
+def _prunes(
+    model: TorchModel, data: Data, target: float, allocation: str, folder: Path
+) -> tuple[list[tuple[PruneConfig, TorchModel, dict[str, Any]]], list[str]]:
+    """Return what was pruned, with its settings and report, and why the rest was not."""
+    found: list[tuple[PruneConfig, TorchModel, dict[str, Any]]] = []
+    missed: list[str] = []
+    for config in _configs(target, allocation):
+        try:
+            found.append((config, *_pruned(model, data, config, folder / f"pruned-{config.round_to}")))
+        except GateMissedError as error:
+            missed.append(f"round_to {config.round_to}: {error}")
+    return found, missed
+
+
+def _taught(
+    pruned: TorchModel, data: Data, target: float, allocation: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the test accuracies after fine-tuning, over the seeds."""
+    folder = given.runs / f"{allocation}-{target:g}x"
+    runs = [_recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in given.seeds]
+    return {**over_seeds(runs), "commits": [run["commit"] for run in runs]}
 
 
 def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
@@ -110,21 +165,23 @@ def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
     return [speedup(whole, one).ratio for one in others]
 
 
-def _pruned(
-    model: TorchModel, data: Data, target: float, allocation: str, output: Path
-) -> tuple[TorchModel, dict[str, Any]]:
-    """Prune unless the folder holds that, by the history of the checkpoint in it."""
-    config = PruneConfig(speedup=target, allocation=allocation)  # type: ignore[arg-type]
-    made = step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint)
-    if (output / "report.json").exists():
-        found = load_checkpoint(output)
-        if found.history[-1].model_copy(update={"versions": made.versions}) == made:
-            return found, json.loads((output / "report.json").read_text())
-    print(f"{allocation}, {target:g}x", file=sys.stderr)
-    with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
-        result = prune(model, config, data=data, measuring=measured, progress=progress)
-    save_trained(result.model, result.report, output)
+def _pruned(model: TorchModel, data: Data, config: PruneConfig, output: Path) -> tuple[TorchModel, dict[str, Any]]:
+    """Prune unless the folder holds that, by the key beside it; return the model and its report."""
+    key, note = _prune_key(model, data, config), output.with_name(f"{output.name}.key")
+    if not (note.exists() and note.read_text() == key):
+        print(f"{config.allocation}, {config.speedup:g}x, round_to {config.round_to}", file=sys.stderr)
+        with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
+            result = prune(model, config, data=data, measuring=measured, progress=progress)
+        note.unlink(missing_ok=True)
+        save_trained(result.model, result.report, output)
+        note.write_text(key)
     return load_checkpoint(output), json.loads((output / "report.json").read_text())
+
+
+def _prune_key(model: TorchModel, data: Data, config: PruneConfig) -> str:
+    """Return the digest of all that a pruned model follows from: speeds are those of this machine."""
+    where = [this_machine().model_dump(), package_versions(), trees(*PRUNES)]
+    return digest_of([asdict(config), torch_digest(model), data.fingerprint, where])
 
 
 def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
@@ -144,19 +201,22 @@ def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namesp
                 progress=progress,
             )
 
-    taught_by = existing_sha256(Path(given.teacher_file or given.weights))
-    key = digest_of([settings, taught_by, torch_digest(pruned), data.fingerprint])
+    key = digest_of([settings, _taught_by(given), torch_digest(pruned), data.fingerprint])
     return trained_once(output, key, data, train)
 
 
-def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, Any]:
-    bars = []
-    for target in dict.fromkeys(row["target"] for row in rows):
-        at = {row["allocation"]: row for row in rows if row["target"] == target}
-        if OURS in at and all(name in at for name in RECIPES):
-            bars += _bars(target, at[OURS], [at[name] for name in RECIPES])
+def _taught_by(given: argparse.Namespace) -> str:
+    return existing_sha256(Path(given.teacher_file or given.weights))
+
+
+def _result(rows: list[dict[str, Any]], targets: Sequence[float], given: argparse.Namespace) -> dict[str, Any]:
+    expected = len(targets) * len(ALLOCATIONS)
+    bars = [bar for target in targets for bar in _bars(target, [row for row in rows if row["target"] == target])]
+    bars.append(
+        {"name": "allocations measured", "value": len(rows), "limit": expected, "ok": len(rows) == expected},
+    )
     return measured_here(
-        "pruning-cifar10",
+        RESULT,
         "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
         + (" --teacher-file FILE" if given.teacher_file else "")
         + f" --speedups {given.speedups} --epochs {given.epochs} --seeds {','.join(map(str, given.seeds))}",
@@ -168,45 +228,57 @@ def _result(rows: list[dict[str, Any]], given: argparse.Namespace) -> dict[str, 
     )
 
 
-def _bars(target: float, ours: dict[str, Any], recipes: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the bar on accuracy, and the one without which it would say nothing: that ours is no slower."""
-    gain = ours["test_accuracy"] - max(one["test_accuracy"] for one in recipes)
-    speed = ours["measured_speedup"] / max(one["measured_speedup"] for one in recipes)
-    return [
-        {
-            "name": f"points above torch-pruning's recipe at {target:g}x",
-            "value": gain,
-            "limit": 0.0,
-            "ok": gain > 0,
-        },
-        {
-            "name": f"measured speed over the fastest recipe's at {target:g}x",
-            "value": speed,
-            "limit": 1 - SLOWER,
-            "ok": speed >= 1 - SLOWER,
-        },
-    ]
+def _bars(target: float, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the bar on accuracy, and those without which it would say nothing: all near the target, ours no slower."""
+    reached = {row["allocation"]: row for row in rows if "missed" not in row}
+    recipes = [reached[name] for name in RECIPES if name in reached]
+    if OURS not in reached:
+        return [{"name": f"{OURS} reaches {target:g}x", "value": 0, "limit": 1, "ok": False}]
+    off = max(abs(row["measured_speedup"] / target - 1) for row in reached.values())
+    bars = [{"name": f"furthest from {target:g}x", "value": off, "limit": OFF_TARGET, "ok": off <= OFF_TARGET}]
+    if recipes:
+        gain = reached[OURS]["test_accuracy"] - max(one["test_accuracy"] for one in recipes)
+        speed = reached[OURS]["measured_speedup"] / max(one["measured_speedup"] for one in recipes)
+        above, fast = f"points above torch-pruning's recipe at {target:g}x", f"speed over the fastest's at {target:g}x"
+        bars += [
+            {"name": above, "value": gain, "limit": 0.0, "ok": gain > 0},
+            {"name": fast, "value": speed, "limit": 1 - SLOWER, "ok": speed >= 1 - SLOWER},
+        ]
+    return bars
 
 
 def _markdown(result: dict[str, Any]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "target": lambda row: f"{row['target']:g}x",
         "allocation": lambda row: row["allocation"],
+        "widths": lambda row: "any" if row["round_to"] == 1 else f"multiples of {row['round_to']}",
         "measured": lambda row: f"{row['measured_speedup']:.2f}x",
         "MACs": lambda row: f"{row['macs_ratio']:.2f}x fewer",
         "parameters": lambda row: f"{row['params']}",
         "blocks left out": lambda row: f"{row['dropped_blocks']}",
         "validation % at once": lambda row: f"{row['accuracy_at_once']:.2f}",
+        "round_to: at once": lambda row: ", ".join(
+            f"{one['round_to']}: {one['accuracy_at_once']:.2f} % at {one['measured_speedup']:.2f}x"
+            for one in row["tried"]
+        ),
         **SEED_COLUMNS,
     }
+    reached = [row for row in result["rows"] if "missed" not in row]
+    missed = [
+        f"* {row['allocation']}, {row['target']:g}x: {said}\n"
+        for row in result["rows"]
+        for said in ([row["missed"]] if "missed" in row else row["out_of_reach"])
+    ]
     return page(
         "ResNet-56 on CIFAR-10, pruned to the same measured speed",
         result,
         f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned "
-        f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. Measured: "
-        "all files of a target interleaved with the unpruned model. Settings: "
+        f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. "
+        "torch-pruning's allocations are pruned to any width and to multiples of 8, and the one that validates better "
+        "at once is fine-tuned. Measured: all files of a target interleaved with the unpruned model. Settings: "
         f"`{result['training']}`.\n",
-        markdown_table(result["rows"], columns),
+        *([markdown_table(reached, columns)] if reached else []),
+        *(["Out of reach:\n", *missed] if missed else []),
         bars_table(result["bars"]),
     )
 

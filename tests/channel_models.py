@@ -144,7 +144,56 @@ class Biased(nn.Module):
         return (scores.softmax(-1) @ flat).transpose(1, 2).reshape(x.shape)
 
 
-ALL = (Halves, HoldsANumber, Parts, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies)
+class Attends(nn.Module):
+    """Attention over pixels by hand, under names of its own, whose heads are as wide as it says."""
+
+    def __init__(self, names: tuple[str, ...], scale: str) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.scale = 4, CHANNELS // 4, (CHANNELS // 4) ** -0.5
+        self.names, self.scaled_by = names, scale
+        for name in names:
+            self.add_module(name, nn.Linear(CHANNELS, CHANNELS))
+        self.out = nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2).transpose(1, 2)
+        made = (self.get_submodule(name)(flat) for name in self.names)
+        query, key, value = (one.view(*flat.shape[:2], -1, self.head_dim).transpose(1, 2) for one in made)
+        scale = {"attribute": self.scale, "width": self.head_dim**-0.5, "tensor": query.shape[-1] ** -0.5}
+        scores = (query @ key.transpose(2, 3) * scale[self.scaled_by]).softmax(-1)
+        mixed = self.out((scores @ value).transpose(1, 2).flatten(2))
+        return x + mixed.transpose(1, 2).reshape(x.shape)
+
+
+class AttendsToChannels(nn.Module):
+    """Attention between the channels, not the pixels, of each head (XCiT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv, self.out = nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.qkv(x.flatten(2).transpose(1, 2))
+        query, key, value = flat.reshape(*flat.shape[:2], 3, self.num_heads, -1).permute(2, 0, 3, 4, 1)
+        mixed = (query @ key.transpose(2, 3)).softmax(-1) @ value
+        return x + self.out(mixed.flatten(1, 2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
+
+
+class Upsamples(nn.Module):
+    """A transposed convolution between convolutions, as in a decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(CHANNELS, CHANNELS, 2, stride=2)
+        self.up = nn.ConvTranspose2d(CHANNELS, CHANNELS // 2, 2, stride=2)
+        self.back = nn.Conv2d(CHANNELS // 2, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.back(self.up(self.down(x)))
+
+
+ALL = (Halves, HoldsANumber, Parts, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies, Upsamples)
 BLOCKS = {one.__name__: one for one in ALL}
 
 
@@ -159,3 +208,33 @@ def biased(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     """Return attention with a bias of its scores, for images of 4 x 4, between convolutions."""
     ends = nn.Conv2d(in_chans, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
     return nn.Sequential(ends[0], Biased(16), ends[1], nn.ReLU(), Head(CHANNELS, num_classes))
+
+
+def attention(
+    num_classes: int = 10, in_chans: int = 1, names: str = "query-key-value", scale: str = "attribute"
+) -> nn.Module:
+    """Return attention of projections with these names, scaled by a held number or by a width that it looks up."""
+    stem, last = nn.Conv2d(in_chans, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+    return nn.Sequential(stem, Attends(tuple(names.split("-")), scale), last, nn.ReLU(), Head(CHANNELS, num_classes))
+
+
+def channel_attention(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """Return attention between channels."""
+    stem = nn.Conv2d(in_chans, CHANNELS, 3, padding=1)
+    return nn.Sequential(stem, AttendsToChannels(), nn.ReLU(), Head(CHANNELS, num_classes))
+
+
+def words(num_classes: int = 10, vocabulary: int = 12) -> nn.Module:
+    """Return linear layers after an embedding, one of which adds to it, with no norm between."""
+
+    class Words(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(vocabulary, CHANNELS)
+            self.mix, self.linear = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.embedding(x.abs().mul(9).long() % vocabulary)
+            return self.linear((found + self.mix(found)).mean(1))
+
+    return Words()

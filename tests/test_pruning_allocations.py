@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,9 @@ from types import ModuleType
 
 import pytest
 
+from compress.prune import PruneConfig
 from core.data import Data
+from core.machine import this_machine
 from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
 from core.torch_model import TorchModel, num_params
@@ -35,13 +38,18 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def test_only_what_was_pruned_from_the_same_is_taken_from_the_folder(
-    script: ModuleType, trained: TorchModel, tiny: str, digits: Data, tmp_path: Path
+def test_only_what_was_pruned_from_the_same_by_the_same_is_taken_from_the_folder(
+    script: ModuleType,
+    trained: TorchModel,
+    tiny: str,
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     report = tmp_path / "pruned" / "report.json"
 
     def pruned(model: TorchModel, target: float) -> tuple[int, float]:
-        found, told = script._pruned(model, digits, target, "uniform", report.parent)
+        found, told = script._pruned(model, digits, PruneConfig(speedup=target, allocation="uniform"), report.parent)
         assert told["params"][0] == num_params(model.module)
         assert found.history[-1].config["speedup"] == target
         return report.stat().st_mtime_ns, told["measured_speedup"]
@@ -52,12 +60,59 @@ def test_only_what_was_pruned_from_the_same_is_taken_from_the_folder(
     again = pruned(trained, 1.5)
     other = load_torch_model(f"{tiny}:cnn", digits, seed=1)
     assert pruned(dataclasses.replace(trained, module=other.module), 1.5) != again
+    for name, changed in (
+        ("trees", "other code"),
+        ("this_machine", this_machine().model_copy(update={"cpu": "other"})),
+    ):
+        before = pruned(trained, 1.5)
+        monkeypatch.setattr(script, name, lambda *_, changed=changed: changed)
+        assert pruned(trained, 1.5) != before
+
+
+def test_a_recipe_is_pruned_to_any_width_and_to_multiples_and_the_more_accurate_is_taken(
+    script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path
+) -> None:
+    found = script._at_once(trained, digits, 1.5, "uniform", tmp_path)
+    assert [one["round_to"] for one in found["tried"]] == [1, 8]
+    best = max(found["tried"], key=lambda one: one["accuracy_at_once"])
+    assert (found["round_to"], found["accuracy_at_once"]) == (best["round_to"], best["accuracy_at_once"])
+    assert num_params(found["model"].module) == found["params"]
+
+
+def test_what_is_out_of_reach_is_said(script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path) -> None:
+    found = script._at_once(trained, digits, 1e6, "uniform", tmp_path)
+    assert found.keys() == {"missed"}
+    row = {"target": 1e6, "allocation": "uniform", "key": "", **found}
+    given = Namespace(speedups="1e6", epochs=1, seeds=[0], teacher_file=None)
+    result = script._result([row], [1e6], given)
+    assert "is out of reach" in script._markdown(result)
+    assert not any(bar["ok"] for bar in result["bars"])
+
+
+def test_a_row_that_is_published_is_not_made_again_nor_one_that_is_not_wanted(
+    script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").write_text("w")
+    given = Namespace(
+        only=["global"], epochs=1, seeds=[0], teacher_file=None, weights=str(tmp_path / "weights"), runs=tmp_path
+    )
+    key = script._row_key(trained, digits, 2.0, "global", given)
+    row = {"target": 2.0, "allocation": "global", "key": key, "measured_speedup": 2.0, "test_accuracy": 90.0}
+    monkeypatch.setattr(script, "published", lambda _: {"rows": [row]})
+    assert script._rows(trained, digits, 2.0, given) == [row]
+    bars = script._result([row], [2.0], Namespace(**vars(given), speedups="2"))["bars"]
+    assert (bars[-1]["name"], bars[-1]["value"], bars[-1]["ok"]) == ("allocations measured", 1, False)
 
 
 @pytest.mark.parametrize(("speed", "is_kept"), [(1.97, True), (1.95, False)])
 def test_accuracies_are_compared_at_the_same_speed(script: ModuleType, speed: float, is_kept: bool) -> None:
-    recipes = [{"test_accuracy": 90.0, "measured_speedup": 2.0}, {"test_accuracy": 91.0, "measured_speedup": 1.9}]
-    accuracy, fast = script._bars(2.0, {"test_accuracy": 92.0, "measured_speedup": speed}, recipes)
+    rows = [
+        {"allocation": name, "test_accuracy": accuracy, "measured_speedup": measured}
+        for name, accuracy, measured in (("latency", 92.0, speed), ("global", 90.0, 2.0), ("uniform", 91.0, 1.9))
+    ]
+    near, accuracy, fast = script._bars(2.0, rows)
+    assert (near["value"], near["ok"]) == (pytest.approx(0.05), True)
     assert (accuracy["value"], accuracy["ok"]) == (1.0, True)
     assert fast["value"] == pytest.approx(speed / 2.0)
     assert fast["ok"] is is_kept
+    assert not script._bars(2.5, rows)[0]["ok"]

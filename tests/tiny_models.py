@@ -42,6 +42,13 @@ def cnn(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
     )
 
 
+def frozen(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """Return the same of which only the classifier trains."""
+    module = cnn(num_classes, in_chans).requires_grad_(False)
+    module.get_submodule("6").requires_grad_(True)
+    return module
+
+
 def deep(num_classes: int = 10, in_chans: int = 1, width: int = 32) -> nn.Module:
     class Deep(nn.Module):
         def __init__(self) -> None:
@@ -56,6 +63,44 @@ def deep(num_classes: int = 10, in_chans: int = 1, width: int = 32) -> nn.Module
     return Deep()
 
 
+class ToldMore(Residual):
+    """A block that is told something by keyword too (timm's relative position bias)."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return super().forward(x if bias is None else x + bias)
+
+
+def told_more(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
+    """Return residual blocks that are called with a keyword."""
+
+    class Told(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(in_chans, width, 3, padding=1)
+            self.blocks = nn.ModuleList([ToldMore(width) for _ in range(3)])
+            self.head = nn.Linear(width, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for block in self.blocks:
+                x = block(x, bias=None)
+            return self.head(x.mean((2, 3)))
+
+    return Told()
+
+
+def shared_block(num_classes: int = 10, in_chans: int = 1, width: int = 16) -> nn.Module:
+    """Return a residual block that is run twice, and another one."""
+
+    class Twice(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return self[1](self[0](self[0](x)))
+
+    blocks = Twice(Residual(width), Residual(width))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes)
+    return nn.Sequential(nn.Conv2d(in_chans, width, 3, padding=1), blocks, *head)
+
+
 def untraceable(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     first, *rest = cnn(num_classes, in_chans)
     return nn.Sequential(first, nn.Sequential(nn.ReLU(), Untraceable()), *rest)
@@ -64,6 +109,25 @@ def untraceable(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
 def gradientless(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     first, *rest = cnn(num_classes, in_chans)
     return nn.Sequential(first, nn.Sequential(nn.ReLU(), Gradientless()), *rest)
+
+
+def gradientless_blocks(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """Return a model with a list of blocks that a tracer cannot follow."""
+
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner = nn.Conv2d(in_chans, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+            self.blocks = nn.ModuleList([Gradientless(), Gradientless()])
+            self.last, self.head = nn.Conv2d(16, 16, 1), nn.Linear(16, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.last(self.inner(self.stem(x)))
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x.mean((2, 3)))
+
+    return Listed()
 
 
 def fixed_batch(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
@@ -189,10 +253,21 @@ class KeepsAWidth(nn.Module):
         return self.scale(x) * x.mean((2, 3)).view(-1, *self.shape)
 
 
-def keeps_a_width(num_classes: int = 10, in_chans: int = 1, depth: int = 1) -> nn.Module:
+def keeps_a_width(num_classes: int = 10, in_chans: int = 1, depth: int = 1, kept: int = 1) -> nn.Module:
     later = [nn.Conv2d(16, 16, 1) for _ in range(depth - 1)]
     start = [nn.Conv2d(in_chans, 16, 3), KeepsAWidth(16)]
+    for _ in range(kept - 1):
+        start += [nn.Conv2d(16, 16, 1), KeepsAWidth(16)]
     return nn.Sequential(*start, *later, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes))
+
+
+def keeps_a_width_itself(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    class Itself(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, last = self
+            return last(second(first(x)).view(-1, *[16, 6, 6]).mean((2, 3)))
+
+    return Itself(nn.Conv2d(in_chans, 16, 3), nn.Conv2d(16, 16, 1), nn.Linear(16, num_classes))
 
 
 def read_twice(num_classes: int = 3, num_features: int = 5) -> nn.Module:

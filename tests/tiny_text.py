@@ -14,13 +14,23 @@ VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER,
 
 def write_bert(folder: Path, seed: int = 0, num_labels: int = 2, **changes: float) -> Path:
     """Write a folder as transformers does: config, weights of a classifier, and a tokenizer made of a vocabulary."""
-    transformers = pytest.importorskip("transformers", reason=WITHOUT_TRANSFORMERS)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(
-        **{"vocab_size": len(VOCABULARY), "max_position_embeddings": 32, **sizes, **changes}, num_labels=num_labels
+    return _write(folder, "Bert", seed, num_labels, {**sizes, **changes})
+
+
+def write_distilbert(folder: Path, seed: int = 0, num_labels: int = 2, **changes: float) -> Path:
+    """Write the same of a DistilBERT."""
+    return _write(
+        folder, "DistilBert", seed, num_labels, {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 32, **changes}
     )
+
+
+def _write(folder: Path, kind: str, seed: int, num_labels: int, settings: dict[str, float]) -> Path:
+    transformers = pytest.importorskip("transformers", reason=WITHOUT_TRANSFORMERS)
+    lengths = {"vocab_size": len(VOCABULARY), "max_position_embeddings": 32}
+    config = getattr(transformers, f"{kind}Config")(**{**lengths, **settings}, num_labels=num_labels)
     torch.manual_seed(seed)
-    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
     return folder

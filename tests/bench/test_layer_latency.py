@@ -11,6 +11,7 @@ from bench import layer_latency
 from bench.layer_latency import layer_latencies
 from bench.profile import NodeTime, profile
 from core.layer_shape import LayerShape, layer_shapes
+from core.machine import this_machine
 from core.model_reference import load_torch_model
 from core.onnx_model import OnnxModel
 
@@ -94,11 +95,55 @@ def test_layers_that_are_too_large_together_are_timed_in_several_files(
     assert found[6] > 0
 
 
-def test_a_damaged_table_is_timed_anew(tmp_path: Path) -> None:
+def test_what_goes_through_layers_counts_as_their_weights_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_latency, "MOST_BYTES", 4 * 2 * 8 * 16 * 16 * 8)  # of 8 samples in and out of one layer
+    files: list[int] = []
+
+    def as_timed(layers: list[LayerShape], *_: object) -> list[float]:
+        files.append(len(layers))
+        return [1.0] * len(layers)
+
+    monkeypatch.setattr(layer_latency, "_timed", as_timed)
+    layers = [SMALL.model_copy(update={"out_channels": width}) for width in (8, 7, 6, 5)]
+    for batch_size, expected in ((1, [4]), (8, [1, 1, 1, 1])):
+        files.clear()
+        layer_latencies(layers, provider="cpu", threads=1, batch_size=batch_size, cache=tmp_path)
+        assert files == expected
+
+
+@pytest.mark.parametrize("damaged", ["{", "[]", "null", '{"layer": "fast"}'])
+def test_a_damaged_table_is_timed_anew(damaged: str, tmp_path: Path) -> None:
     timed([SMALL], tmp_path)
     (table,) = tmp_path.iterdir()
-    table.write_text("{")
+    table.write_text(damaged)
     assert timed([SMALL], tmp_path)[0] >= 0
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert timed([SMALL], tmp_path / folder)[0] >= 0
+    assert "cannot be kept in" in caplog.text
+    assert "$ONNXPRESS_CACHE" in caplog.text
+
+
+@pytest.mark.parametrize("changed", ["provider", "threads", "batch_size", "machine", "versions"])
+def test_what_was_timed_elsewhere_does_not_count(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a table of its own."""
+    given: dict[str, Any] = {"provider": "cpu", "threads": 1, "batch_size": 1}
+    monkeypatch.setattr(layer_latency, "_timed", lambda layers, *_: [1.0] * len(layers))
+    layer_latencies([SMALL], cache=tmp_path, **given)
+    if changed == "machine":
+        other = this_machine().model_copy(update={"cpu": "another"})
+        monkeypatch.setattr(layer_latency, "this_machine", lambda: other)
+    elif changed == "versions":
+        monkeypatch.setattr(layer_latency, "package_versions", lambda: {"onnxruntime": "0"})
+    else:
+        given[changed] = {"provider": "cuda", "threads": 2, "batch_size": 4}[changed]
+    layer_latencies([SMALL], cache=tmp_path, **given)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_cache_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,23 @@ def test_silenced_channels_answer_like_cut_ones(block: str, share: float, import
 
 
 @pytest.mark.parametrize(
+    ("name", "input_shape", "classifier", "layer"),
+    [("words", (5,), "linear", "embedding"), ("model,block=Upsamples", (1, 4, 4), "3.linear", "2.0.up")],
+)
+def test_layers_whose_rows_are_no_channels_are_silenced_along_their_channels(
+    name: str, input_shape: tuple[int, ...], classifier: str, layer: str
+) -> None:
+    model = load_torch_model(f"{MODELS}:{name}", input_shape=input_shape)
+    inputs = example_inputs(model, 4)
+    (group,) = [one for one in channel_groups(model.module, model, settings(classifier)) if layer in one.outputs]
+    with without(model.module, group, group.width // 2):
+        silenced = model.module(*inputs)
+    cut = cut_groups(model.module, model, settings(classifier), {tuple(group.outputs): 0.5})
+    torch.testing.assert_close(silenced, cut(*inputs))
+    assert not torch.allclose(silenced, model.module(*inputs))
+
+
+@pytest.mark.parametrize(
     "block",
     ["Parts", "HoldsItsWidth"] + [pytest.param(one, marks=pytest.mark.slow) for one in ("Halves", "Uneven", "Shuffle")],
 )

@@ -85,6 +85,15 @@ def test_a_latency_out_of_reach_names_the_closest(allocation: str, deep: TorchMo
         prune(deep, config, data=digits, measuring=slower_after_a_look(100.0))
 
 
+@pytest.mark.parametrize("allocation", ["latency", "uniform"])
+def test_what_was_tried_is_in_milliseconds_and_factors(allocation: str, deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(GateMissedError) as caught:
+        pruned(deep, digits, speedup=100.0, allocation=allocation)
+    for row in caught.value.tried:
+        assert row["measured_speedup"] == pytest.approx(model_ms(deep) / row["latency_ms"])
+        assert "reached" not in row
+
+
 def slower_after_a_look(factor: float) -> Measuring:
     clock, timed = a_clock()
 
@@ -163,6 +172,18 @@ def test_a_model_without_blocks_rebuilds_to_bit_equal_outputs(deep: TorchModel, 
         assert torch.equal(load_checkpoint(tmp_path / str(index)).module(inputs), model.module(inputs))
 
 
+@pytest.mark.parametrize("name", ["told_more", "shared_block"])
+def test_a_block_that_is_told_more_or_run_twice_goes_and_stays_away(
+    name: str, tiny: str, digits: Data, tmp_path: Path
+) -> None:
+    model = load_torch_model(f"{tiny}:{name}", digits)
+    found = pruned(model, digits, speedup=1.3, max_pruning_ratio=0.01)  # so that channels cannot go instead
+    assert found.report.dropped_blocks
+    save_checkpoint(found.model, tmp_path / "pruned")
+    inputs = torch.randn(3, 1, 8, 8)
+    assert torch.equal(load_checkpoint(tmp_path / "pruned").module(inputs), found.model.module(inputs))
+
+
 def test_pruning_in_steps_counts_from_the_baseline(deep: TorchModel, digits: Data) -> None:
     half_way = pruned(deep, digits, speedup=1.5).model
     config = PruneConfig(speedup=2.0, sensitivity_samples=32)
@@ -189,6 +210,12 @@ def test_a_factor_that_is_reached_already_says_so(target: str, deep: TorchModel,
         prune(half_way, config, data=digits, measuring=a_clock()[0], baseline=deep)
 
 
+@pytest.mark.parametrize("target", [{"latency_ms": 1.0}, {"pruning_ratio": 0.5}], ids=["latency_ms", "pruning_ratio"])
+def test_a_baseline_is_for_factors(target: dict[str, float], deep: TorchModel, digits: Data) -> None:
+    with pytest.raises(ToolError, match=rf"{next(iter(target))} is no factor, .* leave out the baseline"):
+        prune(deep, PruneConfig(**target), data=digits, measuring=a_clock()[0], baseline=deep)
+
+
 def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> None:
     with pytest.raises(ToolError, match="latency_ms is measured, and nothing to measure with was given"):
         prune(deep, PruneConfig(latency_ms=1.0), data=digits)
@@ -198,7 +225,7 @@ def test_a_measured_target_needs_a_stopwatch(deep: TorchModel, digits: Data) -> 
     ("measured", "taken"), [((1.985, 2.015), 2.015), ((1.985, 1.99, 1.982), 1.99)], ids=["reached", "near"]
 )
 def test_an_attempt_that_reaches_the_target_goes_before_one_that_nearly_does(
-    measured: tuple[float, ...], taken: float, deep: TorchModel, digits: Data
+    measured: tuple[float, ...], taken: float, deep: TorchModel, digits: Data, caplog: pytest.LogCaptureFixture
 ) -> None:
     speedups = itertools.chain((1.0,), measured, itertools.repeat(measured[-1]))
 
@@ -209,6 +236,7 @@ def test_an_attempt_that_reaches_the_target_goes_before_one_that_nearly_does(
     measuring = Measuring(models, a_clock()[0].layers)
     report = prune(deep, PruneConfig(speedup=2.0, sensitivity_samples=32), data=digits, measuring=measuring).report
     assert report.measured_speedup == taken
+    assert ("2x the speed is out of reach: 1.99x is the closest; it is taken" in caplog.text) == (taken < 2)
 
 
 def test_a_speedup_out_of_reach_names_the_closest(deep: TorchModel, digits: Data) -> None:

@@ -156,6 +156,28 @@ def test_re_estimated_statistics_mend_what_pruning_broke(trained: TorchModel, di
     assert mended > cut
 
 
+def test_without_data_the_statistics_of_batch_norm_are_said_to_be_old(
+    trained: TorchModel, digits: Data, tiny: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    prune(trained, PruneConfig(macs_ratio=1.5))
+    assert "batch-norm statistics are those of the unpruned model: give --data" in caplog.text
+    caplog.clear()
+    prune(trained, PruneConfig(macs_ratio=1.5), data=digits)
+    prune(load_torch_model(f"{tiny}:plain", input_shape=(1, 8, 8)), PruneConfig(pruning_ratio=0.5))
+    assert "batch-norm" not in caplog.text
+
+
+def test_frozen_layers_are_narrowed_and_stay_frozen(tiny: str, digits: Data, tmp_path: Path) -> None:
+    """As in a factory that trains a new head only."""
+    model = load_torch_model(f"{tiny}:frozen", digits)
+    pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform", importance="taylor"), data=digits)
+    assert {layer.name for layer in pruned.report.layers} == {"0", "3.conv1", "3.conv2"}
+    save_checkpoint(pruned.model, tmp_path / "pruned")
+    for module in (pruned.model.module, load_checkpoint(tmp_path / "pruned").module):
+        trains = [name for name, one in module.named_parameters() if one.requires_grad]
+        assert trains == ["6.weight", "6.bias"]
+
+
 def test_what_was_measured_is_reported(trained: TorchModel) -> None:
     measuring = Measuring(lambda original, pruned: Timed(2.0, 1.6, 1.25), layers=lambda shapes: [])
     report = prune(trained, PruneConfig(pruning_ratio=0.3), measuring=measuring).report
@@ -173,6 +195,16 @@ def test_the_module_that_cannot_be_followed_is_named(tiny: str) -> None:
         prune(model, PruneConfig(pruning_ratio=0.5))
     around = prune(model, PruneConfig(pruning_ratio=0.5, ignore=("1.1",))).report
     assert [layer.name for layer in around.layers] == ["4.conv1"]  # what it reads and what it makes stays
+
+
+def test_ignoring_a_list_of_blocks_ignores_each(tiny: str) -> None:
+    """The list itself is never called."""
+    model = load_torch_model(f"{tiny}:gradientless_blocks", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"cannot follow .*--ignore blocks\.0$"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
+    pruned = prune(model, PruneConfig(pruning_ratio=0.5, allocation="uniform", ignore=("blocks",)))
+    assert [layer.name for layer in pruned.report.layers] == ["stem", "inner"]
+    assert pruned.model.history[-1].config["ignore"] == ["blocks"]
 
 
 def test_an_ignored_block_keeps_its_inputs_and_an_ignored_layer_its_outputs(trained: TorchModel, tiny: str) -> None:

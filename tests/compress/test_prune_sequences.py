@@ -1,5 +1,6 @@
 """Attention and recurrent layers are pruned like convolutions: they run, answer as if silenced, and rebuild."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,12 @@ from compress.channel_cut import CutSettings, cut_groups
 from compress.channel_groups import channel_groups, without
 from compress.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
+from core.data import Data
 from core.errors import ToolError
+from core.layer_shape import LayerShape
+from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
+from core.pruning_plan import PassOn
 from core.torch_model import TorchModel, example_inputs, num_params
 from export.to_onnx import ExportConfig, export
 
@@ -73,9 +78,11 @@ def test_heads_keep_their_number_and_lose_their_width(tiny: str) -> None:
     assert (attention.num_attention_heads, attention.attention_head_size, attention.all_head_size) == (4, 4, 16)
 
 
-@pytest.mark.parametrize(("ratio", "left"), [(0.34, 2), (0.5, 1), (0.9, 1)])
-def test_whole_heads_go_but_for_one(tiny: str, ratio: float, left: int) -> None:
-    config = PruneConfig(pruning_ratio=ratio, allocation="uniform", prune_heads=True)
+@pytest.mark.parametrize(
+    ("ratio", "most", "left"), [(0.34, 0.9, 2), (0.5, 0.9, 1), (0.9, 0.9, 1), (0.5, 0.5, 2), (0.3, 0.3, 3)]
+)
+def test_whole_heads_go_but_for_one_within_the_share_that_may(tiny: str, ratio: float, most: float, left: int) -> None:
+    config = PruneConfig(pruning_ratio=ratio, max_pruning_ratio=most, allocation="uniform", prune_heads=True)
     pruned = prune(load("vit", tiny), config).model
     for block in range(2):
         attention = pruned.module.get_submodule(f"blocks.{block}.attn")
@@ -89,7 +96,7 @@ def test_blocks_of_attention_may_be_left_out_while_others_get_narrower(tiny: str
         importance="magnitude", allocation="latency", round_to=1, max_pruning_ratio=0.9, ignored=("head",), seed=0
     )
     cut = cut_groups(model.module, model, settings, {("blocks.0.attn.qkv",): 0.5}, dropped=("blocks.1",))
-    assert isinstance(cut.get_submodule("blocks.1"), torch.nn.Identity)
+    assert isinstance(cut.get_submodule("blocks.1"), PassOn)
     assert cut.get_submodule("blocks.0.attn").head_dim == 32
     assert cut(*example_inputs(model, 2)).shape == (2, 10)
 
@@ -103,5 +110,29 @@ def test_what_does_not_run_when_narrower_is_named(tiny: str) -> None:
     model = load_torch_model(f"{tiny}:keeps_a_width", input_shape=(1, 8, 8))
     with pytest.raises(ToolError, match=r"does not run with fewer channels, in its module '1'.*--ignore 1$"):
         prune(model, PruneConfig(pruning_ratio=0.5))
+    several = load_torch_model(f"{tiny}:keeps_a_width,kept=3", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"fewer channels in 1, 3, 5, .*--ignore 1 --ignore 3 --ignore 5$"):
+        prune(several, PruneConfig(pruning_ratio=0.5, allocation="uniform"))
     rest = load_torch_model(f"{tiny}:keeps_a_width,depth=2", input_shape=(1, 8, 8))
     assert prune(rest, PruneConfig(pruning_ratio=0.5, ignore=("1",))).report.layers
+
+
+def test_what_does_not_run_when_narrower_is_named_before_anything_is_timed(tiny: str, digits: Data) -> None:
+    model = load_torch_model(f"{tiny}:keeps_a_width,kept=2", digits)
+    timed: list[LayerShape] = []
+
+    def time_layers(layers: Sequence[LayerShape]) -> list[float]:
+        timed.extend(layers)
+        return [1.0] * len(layers)
+
+    measuring = Measuring(lambda *_: Timed(1.0, 1.0, 1.0), layers=time_layers)
+    with pytest.raises(ToolError, match=r"--ignore 1 --ignore 3$"):
+        prune(model, PruneConfig(speedup=2.0, sensitivity_samples=2), data=digits, measuring=measuring)
+    assert not timed
+
+
+def test_a_whole_model_that_does_not_run_when_narrower_asks_for_layers(tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:keeps_a_width_itself", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"--ignore LAYER, of each layer whose channels its own forward counts on$"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
+    assert prune(model, PruneConfig(pruning_ratio=0.5, ignore=("1",))).report.layers

@@ -24,6 +24,8 @@ def test_more_channels_gone_is_more_damage(trained: TorchModel, digits: Data) ->
         assert group.removed == tuple(round(share * 16) for share in SHARES)
         assert group.damage[0] < group.damage[-1]
     assert report.samples == 64
+    (inner,) = [group for group in report.groups if group.name == "3.conv1"]
+    assert inner.layers == ("3.conv1", "3.bn1", "3.conv2")
 
 
 def test_a_block_that_adds_nothing_does_no_damage(tiny: str, digits: Data) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from core.errors import ToolError
-from core.pruning_plan import PruningPlan, architecture, difference, replay
+from core.pruning_plan import PruningPlan, architecture, difference, drop, replay
 
 
 def block(width: int) -> nn.Sequential:
@@ -67,6 +67,23 @@ def test_tuples_survive_json() -> None:
     rebuilt = nn.Conv2d(3, 4, 3)
     replay(rebuilt, plan)
     assert rebuilt.kernel_size == (5, 5)
+
+
+def test_a_list_is_a_list_again_and_a_tuple_a_tuple() -> None:
+    pruned, rebuilt = block(5), block(8)
+    for module, width in ((pruned, 5), (rebuilt, 8)):
+        module.sizes, module.pair = [width, 1], (width, 1)
+    replay(rebuilt, through_json(difference(architecture(rebuilt), architecture(pruned))))
+    assert (rebuilt.sizes, rebuilt.pair) == ([5, 1], (5, 1))
+
+
+def test_a_block_left_out_passes_on_its_input_whatever_else_it_is_told_wherever_it_stands() -> None:
+    shared = nn.ReLU()
+    module = nn.Sequential(shared, nn.Flatten(), shared)
+    drop(module, ("0",))
+    inputs = -torch.ones(2, 3)
+    assert torch.equal(module(inputs), inputs)
+    assert torch.equal(module[2](inputs, torch.zeros(1), bias=None), inputs)
 
 
 @pytest.mark.parametrize(
