@@ -72,9 +72,9 @@ def finetune(
     onnxpress finetune timm:resnet18 --data photos/ --find-lr -o lr.html
     """
     with session(given) as (options, progress):
-        from compress.finetune import FinetuneConfig, finetune
-        from compress.trackers import tracking
-        from compress.training_state import partial_folder
+        from compress.training.finetune import FinetuneConfig, finetune
+        from compress.training.state import partial_folder
+        from compress.training.trackers import tracking
         from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.typed_config import with_settings
@@ -127,10 +127,10 @@ def distill(
     onnxpress distill timm:resnet18 --teacher runs/resnet50 --data photos/ --epochs 20 -o runs/student
     """
     with session(given) as (options, progress):
-        from compress.distill import distill
-        from compress.distill_config import DistillConfig
-        from compress.trackers import tracking
-        from compress.training_state import partial_folder
+        from compress.distillation.config import DistillConfig
+        from compress.distillation.distill import distill
+        from compress.training.state import partial_folder
+        from compress.training.trackers import tracking
         from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_model
@@ -182,8 +182,8 @@ def prune(
     """
     require_pruning_target(given, sensitivity=sensitivity, data=data)
     with session(given) as (options, progress):
-        from compress.prune import PruneConfig, prune
-        from compress.ranking import RankingConfig
+        from compress.pruning.prune import PruneConfig, prune
+        from compress.pruning.ranking import RankingConfig
         from core.checkpoint import refuse_checkpoint
         from core.data_reference import load_data
         from core.model_reference import load_torch_model
@@ -270,8 +270,8 @@ def quantize(
         given["precision"], sensitivity=sensitivity, qat=qat, epochs=epochs, lr=lr, seed=seed
     )
     with session(given) as (options, progress):
-        from compress.distill_config import DistillConfig
-        from compress.quantize_config import QuantizeConfig
+        from compress.distillation.config import DistillConfig
+        from compress.quantization.config import QuantizeConfig
         from core.data_reference import load_data
         from core.external_data import refuse_overwrite_onnx
         from core.model_reference import load_onnx_model, load_torch_model

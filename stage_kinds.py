@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bench.compare import BenchConfig
-from compress.distill_config import DistillConfig
-from compress.finetune import FinetuneConfig
-from compress.prune import PruneConfig
-from compress.quantize_config import QuantizeConfig
+from compress.distillation.config import DistillConfig
+from compress.pruning.prune import PruneConfig
+from compress.quantization.config import QuantizeConfig
+from compress.training.finetune import FinetuneConfig
 from export.to_onnx import ExportConfig
 from export.verify import VerifyConfig
 

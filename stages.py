@@ -13,22 +13,22 @@ from typing import TypeVar
 from bench.compare import bench
 from bench.latency import measure_against
 from bench.layer_latency import layer_latencies
-from compress.distill import distill
-from compress.distill_config import DistillConfig
-from compress.finetune import FinetuneConfig, finetune
-from compress.init_from import init_from
-from compress.int8_layouts import fast_layout, require_int8_kernels
-from compress.int8_sensitivity import int8_sensitivity_plot
-from compress.int8_trial import CLOSE, FASTER
-from compress.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
-from compress.prune import PruneConfig, prune
-from compress.pruning_sensitivity import SensitivityReport, pruning_sensitivity, sensitivity_plot
-from compress.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
-from compress.quantize_config import QuantizeConfig, layout_asked
-from compress.ranking import RankingConfig
-from compress.teachers import cache_description
-from compress.training import TrainReport, metrics_lines
-from compress.training_state import discard_state, partial_folder
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distill
+from compress.distillation.teachers import cache_description
+from compress.pruning.prune import PruneConfig, prune
+from compress.pruning.ranking import RankingConfig
+from compress.pruning.sensitivity import SensitivityReport, pruning_sensitivity, sensitivity_plot
+from compress.quantization.config import QuantizeConfig, layout_asked
+from compress.quantization.int8_layouts import fast_layout, require_int8_kernels
+from compress.quantization.int8_sensitivity import int8_sensitivity_plot
+from compress.quantization.int8_trial import CLOSE, FASTER
+from compress.quantization.quantize import Int8SensitivityReport, QuantizeReport, quantization_sensitivity, quantize
+from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.init_from import init_from
+from compress.training.loop import TrainReport, metrics_lines
+from compress.training.lr_range_test import LrRangeReport, lr_range_plot, lr_range_test
+from compress.training.state import discard_state, partial_folder
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError, ToolError

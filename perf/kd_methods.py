@@ -20,11 +20,11 @@ from typing import Any
 from results_file import bars_table, markdown_table, measured_here, page, publish, published
 from seeded_runs import SEED_COLUMNS, over_seeds, run_done, seeded_parser, trained_once
 
-from compress.distill import distill
-from compress.distill_config import DistillConfig
-from compress.finetune import FinetuneConfig, finetune
-from compress.training import TrainReport
-from compress.training_state import partial_folder
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distill
+from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.loop import TrainReport
+from compress.training.state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError

@@ -20,7 +20,7 @@ import torch
 from results_file import bars_table, markdown_table, measured_here, page, publish, trees
 from tried_apart import Row, as_if_trained, filled, fit_batch_norm, once, tried_apart
 
-from compress.prune import PruneConfig, prune
+from compress.pruning.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import ToolError
 from core.history import digest_of

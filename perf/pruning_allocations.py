@@ -28,11 +28,11 @@ from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
 from bench.runnable import open_onnx_run
-from compress.distill import distill
-from compress.distill_config import DistillConfig
-from compress.prune import PruneConfig, prune
-from compress.training import TrainReport
-from compress.training_state import partial_folder
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distill
+from compress.pruning.prune import PruneConfig, prune
+from compress.training.loop import TrainReport
+from compress.training.state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data

@@ -40,8 +40,8 @@ from results_file import bars_table, commit, markdown_table, measured_here, page
 
 from bench.compare import BenchConfig, BenchRow, bench
 from bench.runnable import open_onnx_run
-from compress.quantize import quantize
-from compress.quantize_config import QuantizeConfig
+from compress.quantization.config import QuantizeConfig
+from compress.quantization.quantize import quantize
 from core.batches import batches
 from core.compatibility import preprocessing_of
 from core.data import Data, spread

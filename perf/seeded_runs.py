@@ -9,7 +9,7 @@ from typing import Any
 
 from results_file import commit
 
-from compress.training import TrainReport
+from compress.training.loop import TrainReport
 from core.data import Data
 from core.predict import accuracy, predict
 from core.result import Result

@@ -26,12 +26,12 @@ from peer_loops import BATCH, KD_RATIO, TEMPERATURE, Steps, plain_loop, timm_loo
 from results_file import bars_table, markdown_table, measured_here, page, publish
 from torch import Tensor
 
-from compress.distill import distillation_loss
-from compress.distill_config import DistillConfig
-from compress.speed_trial import choose_execution
-from compress.teacher_cache import TeacherCache
-from compress.teachers import RunTeachers, cached_teacher_runner, teacher_runner
-from compress.training_step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distillation_loss
+from compress.distillation.teacher_cache import TeacherCache
+from compress.distillation.teachers import RunTeachers, cached_teacher_runner, teacher_runner
+from compress.training.speed_trial import choose_execution
+from compress.training.step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError

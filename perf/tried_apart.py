@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from results_file import commit
 
-from compress.batch_norm import statistics_of_batches
+from compress.pruning.batch_norm import statistics_of_batches
 from core.errors import ToolError
 from core.torch_model import TorchModel
 from core.whole_output import whole_file

@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 
 import bench.latency
 from cli import main
-from compress.finetune import FinetuneConfig, finetune
-from compress.quantize import quantize
-from compress.quantize_config import QuantizeConfig
+from compress.quantization.config import QuantizeConfig
+from compress.quantization.quantize import quantize
+from compress.training.finetune import FinetuneConfig, finetune
 from core.data import Data
 from core.data_reference import load_data
 from core.model_reference import load_torch_model

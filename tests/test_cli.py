@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 import stages
 from cli import main
-from compress.prune import PruneConfig, prune
+from compress.pruning.prune import PruneConfig, prune
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError

@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from compress.finetune import FinetuneConfig, finetune
-from compress.training_state import partial_folder
+from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data

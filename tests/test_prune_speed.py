@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compress.finetune import FinetuneConfig, finetune
+from compress.training.finetune import FinetuneConfig, finetune
 from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.model_reference import load_torch_model

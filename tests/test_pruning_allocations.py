@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from compress.prune import PruneConfig
+from compress.pruning.prune import PruneConfig
 from core.data import Data
 from core.machine import this_machine
 from core.measuring import Measuring, Timed

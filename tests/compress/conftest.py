@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from compress.finetune import FinetuneConfig, finetune
+from compress.training.finetune import FinetuneConfig, finetune
 from core.data import Data
 from core.data_reference import load_data
 from core.model_reference import load_torch_model

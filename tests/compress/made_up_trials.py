@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx
 
-from compress.int8_trial import Trial
-from compress.quantize import QuantizeReport, quantize
-from compress.quantize_config import QuantizeConfig
-from compress.quantize_source import QuantizeSource, quantize_source
+from compress.quantization.config import QuantizeConfig
+from compress.quantization.int8_trial import Trial
+from compress.quantization.quantize import QuantizeReport, quantize
+from compress.quantization.source import QuantizeSource, quantize_source
 from core.data import Data
 from core.onnx_model import OnnxModel
 from core.progress import no_progress

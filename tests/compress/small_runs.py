@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from compress.finetune import FinetuneConfig, finetune
+from compress.training.finetune import FinetuneConfig, finetune
 from core.data import Data
 from core.torch_model import TorchModel
 

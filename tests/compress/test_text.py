@@ -10,15 +10,15 @@ import torch
 from onnx import TensorProto, helper
 from tiny_text import write_bert, write_texts
 
-from compress.calibration import masking_nodes, observe, ranges_of
-from compress.distill import distill
-from compress.distill_config import DistillConfig
-from compress.finetune import FinetuneConfig, finetune
-from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
-from compress.speed_trial import choose_execution
-from compress.teachers import teacher_runner
-from compress.train_config import TrainConfig
-from compress.training_step import TrainBatch
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distill
+from compress.distillation.teachers import teacher_runner
+from compress.quantization.calibration import masking_nodes, observe, ranges_of
+from compress.quantization.quantize import QuantizeConfig, quantization_sensitivity, quantize
+from compress.training.config import TrainConfig
+from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.speed_trial import choose_execution
+from compress.training.step import TrainBatch
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from compress.prune import PruneConfig, prune
+from compress.pruning.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, load_weights, read_checkpoint_file, read_tensors, save_checkpoint
 from core.data import Data
 from core.errors import ToolError

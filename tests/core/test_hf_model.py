@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_text import VOCABULARY, write_bert, write_texts
 
-from compress.prune import PruneConfig, prune
+from compress.pruning.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.compatibility import check_reads, check_same_task
 from core.data import Data

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.finetune import FinetuneConfig, finetune
+from compress.training.finetune import FinetuneConfig, finetune
 from core.batches import batches
 from core.data import Data
 from core.data_reference import load_data

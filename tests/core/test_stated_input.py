@@ -9,8 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bench.compare import BenchConfig, bench
-from compress.quantize import quantize
-from compress.quantize_config import QuantizeConfig
+from compress.quantization.config import QuantizeConfig
+from compress.quantization.quantize import quantize
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError

@@ -12,10 +12,10 @@ import torch
 from click.testing import Result
 from onnx import numpy_helper
 
-from compress.distill import distill
-from compress.distill_config import DistillConfig
-from compress.int8_sensitivity import LayerDamage
-from compress.quantize import QuantizeConfig, quantization_sensitivity, quantize
+from compress.distillation.config import DistillConfig
+from compress.distillation.distill import distill
+from compress.quantization.int8_sensitivity import LayerDamage
+from compress.quantization.quantize import QuantizeConfig, quantization_sensitivity, quantize
 from core.data import Data
 from core.errors import ToolError
 from core.model_reference import load_torch_model

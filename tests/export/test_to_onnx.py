@@ -11,8 +11,8 @@ import torch
 
 import core.external_data
 from bench.runnable import open_onnx_run
-from compress.prune import PruneConfig, prune
-from compress.quantize import QuantizeConfig, quantize
+from compress.pruning.prune import PruneConfig, prune
+from compress.quantization.quantize import QuantizeConfig, quantize
 from core.data import Data
 from core.describe import describe
 from core.errors import GateMissedError, ToolError
