@@ -38,7 +38,7 @@ class Cli(click.Group):
                     sys.stdout.flush()
                     os._exit(1)  # at once: Python's own exit would end by signal where a library's code was interrupted
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    error = ToolError(f"cannot write what there is to show: {error.strerror}")
+                    error = ToolError(f"cannot write the report to stdout: {error.strerror}")
                 if not isinstance(error, ToolError):
                     raise
                 click.echo(f"Error: {error}", err=True)

@@ -100,7 +100,7 @@ train_options = together(
         type=click.IntRange(0),
         default=0,
         show_default=True,
-        help="Pixels a side of padding before a random crop.",
+        help="Pixels of padding on each side before a random crop.",
     ),
     click.option("--flip/--no-flip", default=False, show_default=True, help="Mirror half of the images."),
     click.option(

@@ -118,7 +118,7 @@ def onnx_speedups(provider: str, threads: int) -> Callable[[OnnxModel, Sequence[
 
     def measured(first: OnnxModel, others: Sequence[OnnxModel]) -> list[float]:
         batch_size = first.fixed_batch or 1
-        half_width = CLOSE / 2  # files are compared with one another, each of them timed to so much
+        half_width = CLOSE / 2  # two candidates are compared through the baseline, so each ratio gets half
         timed = measure_against(
             first, others, provider=provider, threads=threads, batch_size=batch_size, half_width=half_width
         )

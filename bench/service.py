@@ -231,7 +231,7 @@ def _long_enough(run: Run, request: Request) -> dict[str, Any]:
 
 
 def _server(run: Run, request: Request, p50_ms: float, slo_ms: float, progress: Progress) -> Server:
-    # Overload e makes the last query wait e times the run's length, so this long a run lets through TOLERANCE at most.
+    # At an overload of e, the last query of a run of length L waits e * L: a run this long fails any above TOLERANCE.
     seconds = max(request.seconds, slo_ms / 1000 / TOLERANCE)
     request = request.model_copy(update={"seconds": seconds, "slo_ns": round(slo_ms * 1e6)})
     trials: list[Trial] = []

@@ -53,8 +53,8 @@ def in_like_terms(
     """Bring two models' logits (N, K) to what can be compared element by element.
 
     Two models that return logits stay as they are. Else both become log-probabilities, which tell small probabilities
-    as finely as large ones, so that limits on logits serve. Of a class that ``top-k`` leaves out one knows that it is
-    no more probable than the last one returned: it takes the other model's value, or that bound where it is lower.
+    as finely as large ones, so that limits on logits serve. A class that ``top-k`` leaves out is at most as probable as
+    the last one returned: it takes the other model's value, capped at that bound.
 
     Args:
         reference: As `as_logits` gives them.

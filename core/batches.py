@@ -69,8 +69,8 @@ def loader(
         fetching,
         batch_size=batch_size,
         sampler=RandomSampler(fetching, generator=generator) if generator is not None else None,
-        # torch draws from it for each iterator it makes; a run that goes on makes a lasting one once more than one that
-        # was not interrupted, and must find the same order
+        # A DataLoader draws a base seed each time it makes an iterator, and a resumed run makes the persistent one once
+        # more than an uninterrupted run does: with a generator of its own, the order of samples does not depend on it.
         generator=torch.Generator() if persists else generator,
         drop_last=drop_last,
         num_workers=num_workers,

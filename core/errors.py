@@ -23,7 +23,7 @@ class UnreadableSampleError(ToolError):
 
 
 class GateMissedError(ToolError):
-    """The result misses a limit that was asked for, or is known to before the work.
+    """A limit that was asked for is missed, or is known beforehand to be out of reach.
 
     Attributes:
         tried: What was tried on the way, a row each: name -> value.

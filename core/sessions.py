@@ -31,8 +31,8 @@ ERROR, FATAL = 3, 4  # how grave what ONNX Runtime logs is
 onnxruntime.set_default_logger_severity(ERROR)  # its warnings are about its own graph rewriting
 
 if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    # A worker of a DataLoader has none of its parent's threads. Were it to collect a session that had become garbage,
-    # it would wait for those threads forever: what a forked process is born with is never collected there.
+    # A forked DataLoader worker inherits none of its parent's threads. Collecting a session that it inherited would
+    # wait for them forever, so nothing that exists at the fork is ever collected.
     os.register_at_fork(after_in_child=gc.freeze)
 
 

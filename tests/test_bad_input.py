@@ -294,5 +294,5 @@ def test_a_report_that_cannot_be_shown_is_one_line(exported: OnnxModel) -> None:
         command = [sys.executable, "-m", "cli", "inspect", str(exported.path)]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert "Error: cannot write what there is to show: No space left on device" in done.stderr
+    assert "Error: cannot write the report to stdout: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr

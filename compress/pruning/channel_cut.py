@@ -284,8 +284,8 @@ def _require_followed(pruner: Any, model: TorchModel) -> None:
     if lost:
         raise ToolError(
             f"torch-pruning loses track of the channels of {model.name} that come from "
-            f"{', '.join(_root(pruner, group) for group in lost)}; leave them whole with "
-            + " ".join(f"--ignore {_root(pruner, group)}" for group in lost)
+            f"{', '.join(root_of(pruner, group) for group in lost)}; leave them whole with "
+            + " ".join(f"--ignore {root_of(pruner, group)}" for group in lost)
         )
 
 
@@ -300,11 +300,12 @@ def groups_of(pruner: Any) -> Iterator[Any]:
             yield found
 
 
-def _root(pruner: Any, group: Any) -> str:
-    """Return the path of a layer that makes the channels of a group."""
+def root_of(pruner: Any, group: Any) -> str:
+    """Return the path of a layer that makes the channels of a group; empty where none can be narrowed."""
     makes = pruner.DG.is_out_channel_pruning_fn
     layers = (item.dep.target.module for item in group.items if makes(item.dep.handler))
-    return str(pruner.DG._module2name[next(one for one in layers if isinstance(one, PRUNED_LAYERS))])
+    first = next((one for one in layers if isinstance(one, PRUNED_LAYERS)), None)
+    return str(pruner.DG._module2name[first]) if first is not None else ""
 
 
 def _needs_its_width(
@@ -313,7 +314,7 @@ def _needs_its_width(
     """Return the error that names the module that fails when it is narrower, and what keeps it as it is."""
     path = error.path
     while path and (path in settings.ignored or is_layer(original.get_submodule(path))):
-        path = path.rpartition(".")[0]  # of a layer alone only the outputs would stay
+        path = path.rpartition(".")[0]  # ignoring a layer alone keeps only its outputs
     return WidthNeededError(model.name, path, error)
 
 

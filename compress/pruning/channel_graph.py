@@ -47,7 +47,7 @@ class ChannelGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # torc
 
     def build_dependency(self, *given: Any, **more: Any) -> "ChannelGraph":
         """Trace a model; arguments are the library's."""
-        # the library's own way of running a model tries another where it fails, whose error hides the first
+        # torch-pruning's default forward tries another way where the first fails, and that error hides the real one.
         more |= {"forward_fn": lambda model, inputs: model(*inputs), "verbose": False}
         super().build_dependency(*given, **more)
         self._widest = max((max(one.shape, default=1) for one in self.model.parameters()), default=1)
@@ -89,7 +89,9 @@ class ChannelGraph(torch_pruning.DependencyGraph):  # type: ignore[misc]  # torc
                     mapped = reached
                     for mapping in dependency.index_mapping:
                         mapped = mapped if mapping is None else mapping(mapped)
-                    mapped = [one for one in mapped if one.idx <= self._widest]  # else what grows has no end
+                    mapped = [
+                        one for one in mapped if one.idx <= self._widest
+                    ]  # mappings that widen never end without a bound
                     if new := _added(found, dependency, mapped):
                         waiting.append((dependency, new))
         group = Group()
@@ -135,7 +137,7 @@ class ChannelPruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
     """torch-pruning's pruner over a `ChannelGraph`."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
-        # the library's makes its graph itself, and searches it before it can be given another
+        # BasePruner makes its own graph and searches it in its constructor, so the class is replaced before that.
         dependency: Any = torch_pruning.dependency
         own, dependency.DependencyGraph = dependency.DependencyGraph, ChannelGraph
         try:
@@ -167,7 +169,7 @@ class ChannelPruner(torch_pruning.pruner.BasePruner):  # type: ignore[misc]
             and isinstance(layer, nn.Conv2d)
             and 1 < layer.groups == layer.in_channels < layer.out_channels
         ):
-            return False  # of several outputs for each input the library keeps count wrongly
+            return False  # torch-pruning miscounts the outputs of a depthwise convolution that has several an input
         width = (self.DG.get_out_channels if is_output else self.DG.get_in_channels)(item.dep.target)
         return width is None or not item.idxs or max(item.idxs) < width
 

@@ -1,5 +1,6 @@
 """Which channels can only go together, and what a model says without some of them."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,9 +12,11 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compress.pruning.channel_cut import CutSettings, copy_with_gradients, groups_of, pruner_of
+from compress.pruning.channel_cut import CutSettings, copy_with_gradients, groups_of, pruner_of, root_of
 from compress.pruning.recurrent_channels import RECURRENT, rows_of_units
 from core.torch_model import TorchModel
+
+logger = logging.getLogger(__name__)
 
 EXACT = (nn.Linear, nn.Embedding, nn.PReLU, _NormBase, _ConvNd, *RECURRENT)
 """Layers that answer the same for a channel whatever the others are, unlike a norm over them."""
@@ -78,6 +81,8 @@ def channel_groups(module: nn.Module, model: TorchModel, settings: CutSettings) 
             if scores is not None:
                 num_sets = len(scores) // pruner._get_channel_groups(group)
                 found.append(_group(group, pruner.DG, scores.view(-1, num_sets).mean(0), num_sets))
+            elif root := root_of(pruner, group):
+                logger.info("%s keeps its width: torch-pruning has no score for its channels", root)
     return tuple(one for one in found if one.width > 1 and one.outputs)
 
 

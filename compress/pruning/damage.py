@@ -38,7 +38,7 @@ def damage_of(
     """
     samples = list(batches_with_statistics(split, preprocessing, num_samples))
     found = []
-    # the statistics of the batch are what re-estimating them would come to
+    # The statistics of the batches stand in for re-estimated running statistics.
     with statistics_of_batches(module, momentum=0.0), torch.no_grad():
         whole = _log_probabilities(module, samples)
         for index, change in enumerate(changes):

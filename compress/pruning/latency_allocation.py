@@ -176,7 +176,7 @@ def choose(units: Sequence[Unit], saving_ms: float) -> Option | None:
         for index, option in enumerate(unit):
             gained = min(int(option.saving_ms / cell), CELLS)
             source = np.arange(CELLS + 1 - gained)
-            source[-1] += least[len(source) - 1 :].argmin()  # all from there on end in the last cell
+            source[-1] += least[len(source) - 1 :].argmin()  # the last cell holds every saving at or above the target
             damage = least[source] + option.damage
             is_better = damage < after[gained:]
             after[gained:][is_better] = damage[is_better]

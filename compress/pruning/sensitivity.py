@@ -90,7 +90,7 @@ def pruning_sensitivity(
         progress,
     )
     return SensitivityReport(
-        stage="sensitivity",
+        stage="pruning sensitivity",
         importance=config.importance,
         samples=min(config.sensitivity_samples, len(data.split("train"))),
         groups=tuple(

@@ -155,7 +155,7 @@ def quantization_sensitivity(
     with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
         form = Form(layout, config.methods[0])
         return Int8SensitivityReport(
-            stage="sensitivity",
+            stage="int8 sensitivity",
             layout=layout,
             calibration_method=form.method,
             samples=min(SENSITIVITY_SAMPLES, len(data.split("train"))),

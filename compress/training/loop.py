@@ -258,7 +258,9 @@ def _iterate_full_batch(run: _Run) -> None:
 def _run_epoch(run: _Run, epoch: int, schedule: Any) -> float:
     """Train for one epoch and return the mean loss of its batches."""
     loop, config, num_steps = run.loop, run.loop.config, len(run.loop.batches)
-    losses = torch.zeros(num_steps, device=loop.accelerator.device)  # one by one they would lie strewn over the heap
+    losses = torch.zeros(
+        num_steps, device=loop.accelerator.device
+    )  # preallocated: many small tensors would fragment the heap
     check_every = CPU_STEPS_UNCHECKED if loop.accelerator.device.type == "cpu" else GPU_STEPS_UNCHECKED
     train_mode(loop)
     if loop.accelerator.num_processes > 1:

@@ -36,7 +36,7 @@ def require_finite_loss(
 
 
 def require_finite_weights(loop: Loop, epoch: int) -> None:
-    """Raise where the last update, which no loss has seen, spoiled what would be judged and kept."""
+    """Raise `ToolError` if weights that would be judged and kept are not finite: no loss has seen the last update."""
     buffers = dict(loop.judged.named_buffers())
     for name, tensor in loop.judged.state_dict().items():
         spoiled = tensor.isnan() if name in buffers else ~tensor.isfinite()  # a mask may well hold infinity

@@ -45,7 +45,7 @@ def penalty(module: nn.Module, start: Mapping[str, Tensor], config: TrainConfig,
         if config.l2_sp:
             terms.append(config.l2_sp / 2 * (weight - start[name]).square().sum())
         if config.group_lasso:
-            # the norm has no slope at an empty channel, which is what keeps it empty: 0 is taken there
+            # The norm has no derivative at an empty channel; 0 is used, which keeps it empty.
             squares = weight.flatten(1).square().sum(1)
             norms = torch.where(squares > 0, squares, 1.0).sqrt() * (squares > 0)
             terms.append(config.group_lasso * norms.sum())

@@ -9,7 +9,7 @@ import torch
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
-from compress.pruning.channel_cut import CutSettings
+from compress.pruning.channel_cut import CutSettings, groups_of, pruner_of
 from compress.pruning.channel_groups import channel_groups
 from compress.pruning.prune import PruneConfig, prune
 from compress.pruning.ranking import SQUARED_SAMPLES, RankingConfig, prepare_ranking
@@ -73,11 +73,9 @@ def by_distance(conv: torch.Tensor, _: torch.Tensor, following: torch.Tensor) ->
     return torch.stack([torch.cdist(one, one).sum(1) for one in rows]).mean(0)
 
 
-@pytest.mark.parametrize(
-    ("importance", "by"), [("magnitude", by_magnitude), ("lamp", by_magnitude), ("bn", by_scale), ("fpgm", by_distance)]
-)
+@pytest.mark.parametrize(("importance", "by"), [("magnitude", by_magnitude), ("bn", by_scale), ("fpgm", by_distance)])
 def test_channels_are_in_the_order_of_the_criterion(
-    trained: TorchModel, digits: Data, importance: Literal["magnitude", "lamp", "bn", "fpgm"], by: Any
+    trained: TorchModel, digits: Data, importance: Literal["magnitude", "bn", "fpgm"], by: Any
 ) -> None:
     module, ignored = prepare_ranking(trained, RankingConfig(importance=importance), digits)
     settings = CutSettings(
@@ -87,6 +85,35 @@ def test_channels_are_in_the_order_of_the_criterion(
     names = ("3.conv1.weight", "3.bn1.weight", "3.conv2.weight")
     expected = by(*(trained.module.get_parameter(name).detach() for name in names))
     assert torch.equal(inner.order, expected.argsort())
+
+
+def test_lamp_divides_by_all_that_is_at_least_as_large(trained: TorchModel, digits: Data) -> None:
+    """Lee et al. 2021: what is left of a layer's weight once all smaller channels are gone."""
+    module, ignored = prepare_ranking(trained, RankingConfig(importance="lamp"), digits)
+    settings = CutSettings(
+        importance="lamp", allocation="global", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
+    )
+    with pruner_of(copy.deepcopy(module), trained, settings, module) as pruner:
+        scores = {pruner.DG._module2name[group[0][0].target.module]: group for group in groups_of(pruner)}
+        found = pruner.estimate_importance(scores["3.conv1"])
+    names = ("3.conv1.weight", "3.bn1.weight", "3.conv2.weight")
+    sizes = by_magnitude(*(trained.module.get_parameter(name).detach() for name in names))
+    expected = torch.stack([size / sizes[sizes >= size].sum() for size in sizes])
+    is_free = found < 1e5  # one channel is kept in any case
+    assert int(is_free.sum()) == len(sizes) - 1
+    torch.testing.assert_close(found[is_free], expected[is_free])
+
+
+def test_taylor_orders_channels_by_how_the_loss_would_move(trained: TorchModel, digits: Data) -> None:
+    module, ignored = prepare_ranking(trained, RankingConfig(importance="taylor"), digits)
+    settings = CutSettings(
+        importance="taylor", allocation="latency", round_to=1, max_pruning_ratio=1.0, ignored=ignored, seed=0
+    )
+    (inner,) = [group for group in channel_groups(module, trained, settings) if group.name == "3.conv1"]
+    parameters = (module.get_parameter(f"3.{name}.weight") for name in ("conv1", "conv2"))  # batch norm is passed over
+    conv, following = ((one.detach() * one.grad).abs() for one in parameters)
+    parts = conv.sum((1, 2, 3)), following.sum((0, 2, 3))
+    assert torch.equal(inner.order, torch.stack(parts).mean(0).argsort())
 
 
 def test_isomorphic_takes_its_share_of_each_kind_of_group(trained: TorchModel) -> None:
