@@ -19,7 +19,7 @@ from onnx import numpy_helper
 import stages
 from cli import main
 from compress.pruning.prune import PruneConfig, prune
-from core.checkpoint import save_checkpoint
+from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError
 from core.external_data import data_file
@@ -94,6 +94,17 @@ def test_a_shape_that_is_none_exits_2(onnxpress: Onnxpress) -> None:
     result = onnxpress("export", "timm:resnet18", "--input-shape", "3,x,8", "-o", "x.onnx")
     assert result.exit_code == 2
     assert "'3,x,8' is neither C,H,W, like 3,224,224, nor int64:SIZES" in result.stderr
+
+
+def test_a_cut_stays_though_it_cannot_be_timed(onnxpress: Onnxpress, tiny: str, tmp_path: Path) -> None:
+    result = onnxpress(
+        "prune", f"{tiny}:untraceable", "--macs-ratio", "1.5", "--data", "digits", "-o", str(tmp_path / "cut"), "--json"
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["measured_speedup"] is None
+    assert "how fast the pruned model is cannot be measured: torch.export cannot trace" in result.stderr
+    assert "def forward" not in result.stderr
+    assert load_checkpoint(tmp_path / "cut").plan
 
 
 @pytest.mark.parametrize("options", [[], ["--pruning-ratio", "0.5", "--speedup", "2"]], ids=["none", "both"])

@@ -19,7 +19,7 @@ from core.data import Data
 from core.describe import num_macs
 from core.errors import GateMissedError, ToolError, require
 from core.history import step
-from core.measuring import Measuring, SpeedTarget
+from core.measuring import Measuring, SpeedTarget, Timed
 from core.predict import accuracy, predict
 from core.progress import Progress, no_progress
 from core.pruning_plan import architecture, combined, difference
@@ -205,14 +205,14 @@ def prune(
             step("prune", asdict(config), parent=torch_digest(model), data=data.fingerprint if data else None),
         ),
     )
-    timed = cut.timed or (measuring.models(model, pruned) if measuring else None)
+    timed = cut.timed or (_timed(model, pruned, measuring) if measuring else None)
     if timed is not None and timed.speedup < 1:
         logger.warning(
             "the pruned model runs at %.2fx the speed on ONNX Runtime: give --speedup in place of a share",
             timed.speedup,
         )
     macs = (num_macs(model, model.module), num_macs(model, module))
-    baseline_speedup = measuring.models(baseline, pruned).speedup if measuring and baseline else None
+    from_baseline = _timed(baseline, pruned, measuring) if measuring and baseline else None
     accuracies = _recover(model, pruned, data)
     report = PruneReport(
         stage="prune",
@@ -222,7 +222,7 @@ def prune(
         params=(num_params(model.module), num_params(module)),
         macs_ratio=macs[0] / macs[1],
         measured_speedup=timed.speedup if timed else None,
-        baseline_speedup=baseline_speedup,
+        baseline_speedup=from_baseline.speedup if from_baseline else None,
         latency_ms=(timed.baseline_ms, timed.candidate_ms) if timed else None,
         precision=config.precision,
         accuracy=accuracies,
@@ -231,6 +231,15 @@ def prune(
         search=cut.search,
     )
     return Result(pruned, report)
+
+
+def _timed(model: TorchModel, pruned: TorchModel, measuring: Measuring) -> Timed | None:
+    """Time a model that has reached its size; where that fails, say why, since the cut is there all the same."""
+    try:
+        return measuring.models(model, pruned)
+    except ToolError as error:
+        logger.warning("how fast the pruned model is cannot be measured: %s", error)
+        return None
 
 
 def _cut(
