@@ -182,13 +182,14 @@ def _tried(name: str) -> Row:
 def _pruned(model: TorchModel) -> tuple[TorchModel, list[str], Any]:
     """Prune, and leave whole what the errors name."""
     ignored: list[str] = []
+    paths = {path for path, _ in model.module.named_modules()}
     attempts = 0
     while True:
         attempts += 1
         try:
             result = prune(model, PruneConfig(pruning_ratio=RATIO, allocation="uniform", ignore=tuple(ignored)))
         except ToolError as error:
-            named = [path for path in re.findall(r"--ignore (\S+)", str(error)) if path != "MODULE"]
+            named = [path for path in re.findall(r"--ignore (\S+)", str(error)) if path in paths]
             if not set(named) - set(ignored) or attempts == ATTEMPTS:
                 raise
             ignored += [path for path in named if path not in ignored]
