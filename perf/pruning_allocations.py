@@ -1,7 +1,8 @@
 """Which allocation is most accurate at the same measured speed: ResNet-56 on CIFAR-10, pruned, then taught by itself.
 
 Usage: python perf/pruning_allocations.py --data cifar10.npz --weights resnet56.safetensors [--teacher-file int8.onnx]
-    [--runs runs/pruning-cifar10] [--speedups 2,3] [--epochs 10] [--seeds 0,1] [--only latency,global] [--json]
+    [--runs runs/pruning-cifar10] [--speedups 2,3] [--epochs 10] [--seeds 0,1] [--only latency,global] [--prune-only]
+    [--json]
 
 Every allocation is searched for the same speedup on ONNX Runtime (float32, batch 1, one thread), then fine-tuned with
 knowledge distillation from the unpruned model for the same epochs; the epoch that validates best is read on the test
@@ -10,8 +11,10 @@ layers together. Each of these is pruned to any width and to multiples of 8, as 
 better at once, batch norm re-estimated, is fine-tuned. What the folder holds, or docs/results, of this model, code,
 machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once more,
 all of them interleaved with the unpruned model. --only makes some of the allocations; of the others, what is published
-is listed. Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it
-is compared with, a speed is not near its target, or an allocation is not measured.
+is listed. After --prune-only, which times and so must run alone, seeds may be trained side by side, a process each.
+
+Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it is compared
+with, a speed is not near its target, or an allocation is not measured.
 """
 
 import argparse
@@ -52,7 +55,7 @@ FACTORY = "recipes/cifar_resnet.py"
 ALLOCATIONS = ("latency", "global", "uniform", "isomorphic")
 OURS, RECIPES = "latency", ("global", "uniform")
 ROUNDED_TO = (1, 8)  # widths of torch-pruning's allocations; ours finds those that are fast by itself
-PRUNES = ("core", "compress", "export", "bench")  # the code that does
+PRUNES = ("core", "compress/pruning", "export", "bench")  # the code that does
 SLOWER = 0.02  # than the recipes, within which ours counts as equally fast
 OFF_TARGET = 0.1  # of a speed that was asked for
 TIMING = TimingConfig(half_width=0.005, max_seconds=300)
@@ -64,12 +67,17 @@ def main() -> None:
     parser = seeded_parser(__doc__, runs=Path("runs/pruning-cifar10"), epochs=10)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--speedups", default="2,3")
+    parser.add_argument("--prune-only", action="store_true", help="prune, and leave training to runs side by side")
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
     targets = [float(target) for target in given.speedups.split(",")]
     try:
         data = load_data(given.data)
         model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
+        if given.prune_only:
+            for target in targets:
+                _all_at_once(model, data, target, given.only or ALLOCATIONS, given.runs)
+            return
         rows = [row for target in targets for row in _rows(model, data, target, given)]
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -82,11 +90,14 @@ def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespac
     before = {row["key"]: row for row in published(RESULT).get("rows", [])}
     keys = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}
     missing = [name for name in given.only or ALLOCATIONS if keys[name] not in before]
-    made = {name: _at_once(model, data, target, name, given.runs / f"{name}-{target:g}x") for name in missing}
+    made = _all_at_once(model, data, target, missing, given.runs)
     reached = {name: at_once for name, at_once in made.items() if "missed" not in at_once}
-    speeds = _speeds(model, [at_once["model"] for at_once in reached.values()]) if reached else []
-    for (name, at_once), measured in zip(reached.items(), speeds, strict=True):
-        at_once |= {"measured_speedup": measured} | _taught(at_once.pop("model"), data, target, name, given)
+    pruned = {name: at_once.pop("model") for name, at_once in reached.items()}
+    for name, at_once in reached.items():
+        at_once |= _taught(pruned[name], data, target, name, given)
+    speeds = _speeds(model, list(pruned.values())) if pruned else []
+    for at_once, measured in zip(reached.values(), speeds, strict=True):
+        at_once["measured_speedup"] = measured
     made = {name: {"target": target, "allocation": name, "key": keys[name], **row} for name, row in made.items()}
     return [made.get(name) or before[keys[name]] for name in ALLOCATIONS if name in made or keys[name] in before]
 
@@ -100,6 +111,13 @@ def _row_key(model: TorchModel, data: Data, target: float, allocation: str, give
 def _configs(target: float, allocation: str) -> list[PruneConfig]:
     rounded_to = (1,) if allocation == OURS else ROUNDED_TO
     return [PruneConfig(speedup=target, allocation=allocation, round_to=one) for one in rounded_to]  # type: ignore[arg-type]
+
+
+def _all_at_once(
+    model: TorchModel, data: Data, target: float, allocations: Sequence[str], runs: Path
+) -> dict[str, dict[str, Any]]:
+    """Prune by each of some allocations; see `_at_once`."""
+    return {name: _at_once(model, data, target, name, runs / f"{name}-{target:g}x") for name in allocations}
 
 
 def _at_once(model: TorchModel, data: Data, target: float, allocation: str, folder: Path) -> dict[str, Any]:
@@ -180,7 +198,7 @@ def _pruned(model: TorchModel, data: Data, config: PruneConfig, output: Path) ->
 
 def _prune_key(model: TorchModel, data: Data, config: PruneConfig) -> str:
     """Return the digest of all that a pruned model follows from: speeds are those of this machine."""
-    where = [this_machine().model_dump(), package_versions(), trees(*PRUNES)]
+    where = [this_machine().model_dump(exclude={"system"}), package_versions(), trees(*PRUNES)]
     return digest_of([asdict(config), torch_digest(model), data.fingerprint, where])
 
 
