@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 
 import runner
-from compress import training
+from compress.training import loop
 from core.errors import ToolError
 from core.onnx_model import open_onnx
 
@@ -251,7 +251,7 @@ def test_what_was_trained_before_its_note_was_written_is_not_trained_again(
     def again(*_: object) -> None:
         raise ToolError("it trains again")
 
-    monkeypatch.setattr(training, "train_step", again)
+    monkeypatch.setattr(loop, "train_step", again)
     assert run().exit_code == 0
     assert (folder / "done.json").exists()
     assert not (folder / "checkpoint.partial").exists()

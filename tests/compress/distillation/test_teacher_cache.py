@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_runs import StopHereError
 
-from compress import teachers as teachers_module
+from compress.distillation import teachers as teachers_module
 from compress.distillation.config import DistillConfig
 from compress.distillation.distill import distill
 from compress.distillation.teacher_cache import TeacherCache

@@ -2,7 +2,7 @@
 
 import pytest
 
-from compress import int8_layouts
+from compress.quantization import int8_layouts
 from compress.quantization.int8_layouts import PRODUCTS, layouts_ruled_out, layouts_worth_trying
 
 

@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 import stages
-from compress import int8_layouts
 from compress.distillation.config import DistillConfig
+from compress.quantization import int8_layouts
 from compress.quantization.config import QuantizeConfig, layout_asked
 from compress.quantization.int8_layouts import fast_layout, saturates
 from compress.quantization.quantize import quantize

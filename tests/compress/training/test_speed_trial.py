@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from compress import speed_trial
+from compress.training import speed_trial
 from compress.training.config import TrainConfig
 from compress.training.speed_trial import Execution, TimedExecution, choose_execution
 from core.torch_model import TorchModel

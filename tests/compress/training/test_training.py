@@ -11,7 +11,7 @@ import torch
 from small_runs import losses, same_weights
 from torch import nn
 
-from compress import training as training_module
+from compress.training import loop as training_module
 from compress.training.config import TrainConfig
 from compress.training.finetune import FinetuneConfig, finetune
 from compress.training.step import Loop, TrainBatch, variant_of
