@@ -270,7 +270,7 @@ def quantize(
         given["precision"], sensitivity=sensitivity, qat=qat, epochs=epochs, lr=lr, seed=seed
     )
     with session(given) as (options, progress):
-        from compress.distillation.config import DistillConfig
+        from compress.distillation.config import QAT_DEFAULTS, DistillConfig
         from compress.quantization.config import QuantizeConfig
         from core.data_reference import load_data
         from core.external_data import refuse_overwrite_onnx
@@ -282,7 +282,7 @@ def quantize(
         loaded, threads = load_data(data), options.pop("threads")
         config = QuantizeConfig(**options)
         if qat:
-            how = DistillConfig(quantization_aware=True, **{"epochs": 5, "lr": 0.001} | training)
+            how = DistillConfig(quantization_aware=True, **QAT_DEFAULTS | training)
             start = load_torch_model(model, loaded, seed=how.seed)
             report: Any = quantize_trained(start, loaded, output, config, how, threads, progress, force=force).report
         elif sensitivity:

@@ -167,7 +167,7 @@ def _filled(run_teachers: RunTeachers, teacher: TorchModel, scratch: Path, data:
 
 
 def _ceiling(student: TorchModel, execution: Any) -> Steps:
-    layout = torch.channels_last if execution.channels_last else torch.contiguous_format
+    layout = execution.memory_format
     module = frozen_copy(student, "cpu").to(memory_format=layout).requires_grad_(True).train()
     run: Callable[[Tensor], Tensor] = torch.compile(module) if execution.compile else module
     inputs = example_inputs(student, BATCH)[0].contiguous(memory_format=layout)

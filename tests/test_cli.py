@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 import stages
 from cli import main
+from compress.distillation.config import QAT_DEFAULTS
 from compress.pruning.prune import PruneConfig, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
@@ -112,6 +113,12 @@ def test_prune_wants_one_target(onnxpress: Onnxpress, options: list[str]) -> Non
     result = onnxpress("prune", "timm:resnet18", "-o", "out", *options)
     assert result.exit_code == 2
     assert "give one of --speedup, --latency-ms, --macs-ratio, --params-ratio and --pruning-ratio" in result.stderr
+
+
+def test_what_training_for_int8_takes_unless_told_is_said(onnxpress: Onnxpress) -> None:
+    said = onnxpress("quantize", "--help").output
+    assert f"Of --qat; {QAT_DEFAULTS['epochs']} unless given." in said
+    assert f"{QAT_DEFAULTS['lr']} unless given." in " ".join(said.split())
 
 
 def test_no_arguments_show_the_commands(onnxpress: Onnxpress) -> None:

@@ -8,6 +8,7 @@ from compress.training.config import TrainConfig
 from core.errors import require
 
 Method = Literal["kd", "ls", "dkd", "dist"]
+QAT_DEFAULTS = {"epochs": 5, "lr": 0.001}  # a trained model needs little to bear rounding, and much would spoil it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,16 +3,12 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from torch import Tensor
-
 from compress.training.config import TrainConfig
 from compress.training.loop import OnEpoch, TrainReport, train
-from compress.training.step import TrainBatch
-from compress.training.task_losses import task_loss
+from compress.training.task_losses import labels_loss
 from core.data import Data
 from core.errors import ToolError
 from core.history import digest_of, step
-from core.outputs import logits_in
 from core.progress import Progress, no_progress
 from core.result import Result
 from core.torch_model import TorchModel, torch_digest, with_activation
@@ -52,16 +48,12 @@ def finetune(
     parent = torch_digest(model)
     if config.activation is not None:
         model = with_activation(model, config.activation)
-
-    def loss(outputs: object, batch: TrainBatch) -> Tensor:
-        return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
-
     key = digest_of(["finetune", asdict(config), parent, data.fingerprint])
     module, report = train(
         model,
         data,
         config,
-        loss,
+        labels_loss(config),
         stage="finetune",
         key=key,
         workspace=workspace,

@@ -6,17 +6,15 @@ from collections.abc import Sequence
 from itertools import count
 
 import plotly.graph_objects as go
-from torch import Tensor
 
 from compress.training.config import FULL_BATCH_OPTIMIZERS
 from compress.training.finetune import FinetuneConfig
 from compress.training.speed_trial import choose_execution
-from compress.training.step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
-from compress.training.task_losses import task_loss
+from compress.training.step import epoch_batches, prepare_loop, train_mode, train_step
+from compress.training.task_losses import labels_loss
 from core.compatibility import check_reads
 from core.data import Data
 from core.errors import ToolError
-from core.outputs import logits_in
 from core.processes import num_processes
 from core.progress import Progress, no_progress
 from core.result import Report
@@ -76,12 +74,8 @@ def lr_range_test(
     check_reads(model, data)
     if config.activation is not None:
         model = with_activation(model, config.activation)
-
-    def loss(outputs: object, batch: TrainBatch) -> Tensor:
-        return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
-
     execution, _ = choose_execution(model, config, NUM_STEPS)
-    loop = prepare_loop(model, data.split("train"), config, execution, loss)
+    loop = prepare_loop(model, data.split("train"), config, execution, labels_loss(config))
     train_mode(loop)
     lrs: list[float] = []
     losses: list[float] = []

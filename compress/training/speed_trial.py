@@ -41,6 +41,11 @@ class Execution:
     compile: bool
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and kernels lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    @property
     def use_bfloat16(self) -> bool:
         """Whether it runs under bfloat16 autocast."""
         return self.precision == "bfloat16"
@@ -142,9 +147,9 @@ class _Stopwatch:
         self._device = device
 
     def time(self, execution: Execution) -> TimedExecution:
-        layout = torch.channels_last if execution.channels_last else torch.contiguous_format
+        layout = execution.memory_format
         module = copy.deepcopy(self._student.module).to(self._device).to(memory_format=layout).train()
-        inputs = tuple(one.contiguous(memory_format=layout) for one in self._inputs)
+        inputs = tuple(tensor.contiguous(memory_format=layout) for tensor in self._inputs)
         found: dict[str, Any] = asdict(execution)
         random_state = torch.get_rng_state()
         try:

@@ -136,8 +136,7 @@ def prepare_loop(
         _check_shareable(split, config, accelerator.num_processes)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    layout = torch.channels_last if execution.channels_last else torch.contiguous_format
-    module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=layout)
+    module = copy.deepcopy(student.module).to(accelerator.device).to(memory_format=execution.memory_format)
     if config.dropout is not None:
         set_dropout(module, config.dropout)
     if config.stochastic_depth is not None:
@@ -299,7 +298,7 @@ def _require_gradients(trainee: nn.Module) -> None:
 
 def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:
     """Run the student on a batch and return its loss."""
-    layout = torch.channels_last if loop.execution.channels_last else torch.contiguous_format
+    layout = loop.execution.memory_format
     inputs = tuple(one.contiguous(memory_format=layout) for one in normalise(batch.samples, loop.preprocessing))
     with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=loop.execution.use_bfloat16):
         outputs = loop.prepared(*inputs)

@@ -3,7 +3,18 @@
 from torch import Tensor
 from torch.nn import functional
 
-from compress.training.config import TaskLoss
+from compress.training.config import TaskLoss, TrainConfig
+from compress.training.step import BatchLoss, TrainBatch
+from core.outputs import logits_in
+
+
+def labels_loss(config: TrainConfig) -> BatchLoss:
+    """Return the function that gives the loss of a batch against its labels, as the config asks for it."""
+
+    def loss(outputs: object, batch: TrainBatch) -> Tensor:
+        return task_loss(logits_in(outputs), batch.targets, config.loss, config.label_smoothing)
+
+    return loss
 
 
 def task_loss(logits: Tensor, targets: Tensor, loss: TaskLoss, label_smoothing: float = 0.0) -> Tensor:
