@@ -256,16 +256,15 @@ def _as_declared(
     is_shape_given: bool,
 ) -> Preprocessing:
     """Add what the architecture declares; images that are of its size already are not cropped."""
-    if data is not None and ",image_size=" in data.reference:
+    asks_size = data is not None and ",image_size=" in data.reference  # which its images need not have
+    if asks_size:
         logger.warning(
-            "%s declares how images become its input (size %s, crop ratio %s), and image_size of %s resizes them "
-            "before; leave it out unless the weights were trained so",
+            "%s declares how images become its input (size %s, crop ratio %s), so image_size of the data is not used",
             reference.text,
             declared["input_size"][-1],
             declared["crop_pct"],
-            data.reference,
         )
-    is_whole = is_shape_given or _fits(data, preprocessing)
+    is_whole = is_shape_given or (not asks_size and _fits(data, preprocessing))
     update = {
         "mean": tuple(declared["mean"]),
         "std": tuple(declared["std"]),

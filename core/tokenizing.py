@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.errors import ToolError
 
-MISSING = "pip install 'onnxpress[text]'"
+MISSING = "pip install -e '.[text]' in the clone of onnxpress"
 FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Input of a model -> what the tokenizers library calls it."""
 

@@ -127,7 +127,7 @@ def main() -> None:
         ],
     )
     others = [one for one in _sections() if _instructions(one["machine"]) != _instructions(measured["machine"])]
-    processors = [*others, measured]
+    processors = [measured, *others]
     publish(
         {"name": RESULT, "processors": processors, "bars": measured["bars"]},
         _markdown(processors),

@@ -19,14 +19,6 @@ from core.tokenizing import tokenise
 from export.to_onnx import ExportConfig, export
 
 ROOT = Path(__file__).parent.parent
-DECLARED = """
-import timm
-
-def net(num_classes=6):
-    module = timm.create_model("test_resnet", num_classes=num_classes)
-{declaration}
-    return module
-"""
 
 
 def shown(page: str) -> list[str]:
@@ -35,12 +27,11 @@ def shown(page: str) -> list[str]:
 
 @pytest.fixture
 def declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A factory that declares its input as the README says."""
+    """The README's factory, of a smaller network."""
     monkeypatch.chdir(tmp_path)
-    declaration, _ = shown("README.md")
-    indented = "".join(f"    {line}\n" for line in declaration.splitlines())
-    (tmp_path / "models.py").write_text(DECLARED.format(declaration=indented))
-    return "models.py:net"
+    factory, _ = shown("README.md")
+    (tmp_path / "models.py").write_text(factory.replace('"resnet50"', '"test_resnet"'), encoding="utf-8")
+    return "models.py:net,num_classes=6"
 
 
 def test_a_declared_input_is_taken(declared: str) -> None:

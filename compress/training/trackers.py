@@ -29,7 +29,9 @@ def tracking(names: Sequence[str], output: Path, settings: Mapping[str, Any]) ->
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ToolError(f"--track {name} needs the package {name}; pip install 'onnxpress[track]'")
+            raise ToolError(
+                f"--track {name} needs the package {name}; pip install -e '.[track]' in the clone of onnxpress"
+            )
     if not names:
         yield None
         return

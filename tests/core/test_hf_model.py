@@ -191,7 +191,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 
 def test_without_transformers_the_extra_is_named(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ToolError, match=r"pip install 'onnxpress\[text\]'"):
+    with pytest.raises(ToolError, match=r"pip install -e '\.\[text\]' in the clone of onnxpress"):
         load_model(f"hf:{bert}")
 
 

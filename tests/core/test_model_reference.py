@@ -69,14 +69,15 @@ def test_timm_declares_its_own_input() -> None:
     assert len(model.labels) == 1000
 
 
-def test_resizing_before_what_is_declared_is_warned_of(
+def test_what_is_declared_goes_before_a_size_given_to_the_data(
     image_folder: MakeFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = image_folder({"train/cat": 3, "train/dog": 3})
     load_torch_model("timm:test_resnet", load_data(str(root)))
     assert caplog.text == ""
-    load_torch_model("timm:test_resnet", load_data(f"{root},image_size=160"))
-    assert "declares how images become its input (size 160, crop ratio 0.95), and image_size of" in caplog.text
+    model = load_torch_model("timm:test_resnet", load_data(f"{root},image_size=160"))
+    assert model.preprocessing.crop_ratio == 0.95
+    assert "declares how images become its input (size 160, crop ratio 0.95), so image_size of the data" in caplog.text
 
 
 def test_torchvision_declares_imagenets_convention() -> None:

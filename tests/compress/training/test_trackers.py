@@ -52,6 +52,6 @@ def test_without_trackers_nothing_is_told() -> None:
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = r"--track mlflow needs the package mlflow; pip install 'onnxpress\[track\]'"
+    message = r"--track mlflow needs the package mlflow; pip install -e '\.\[track\]' in the clone of onnxpress"
     with pytest.raises(ToolError, match=message), tracking(["mlflow"], Path("out"), SETTINGS):
         pass
