@@ -106,7 +106,8 @@ class RunFolder:
     def key(self, stage: Stage) -> str:
         """Digest of everything that determines the stage.
 
-        What takes minutes is redone when this package's code is not the same; training, only for another version.
+        Files and measurements are redone when this package's code is not the same; what makes a torch model, which may
+        take hours or have hours of training built on it, only for another version.
         """
         return digest_of(
             [

@@ -18,7 +18,7 @@ from bench.runnable import Open, open_onnx_run, open_torch_run
 from core.compatibility import check_reads, preprocessing_of
 from core.data import Data
 from core.errors import ToolError, require
-from core.history import Step
+from core.history import Step, digest_of
 from core.machine import Machine, available_cores, package_versions, this_machine
 from core.model import Model, model_digest
 from core.onnx_model import OnnxModel
@@ -27,6 +27,7 @@ from core.progress import Progress, no_progress
 from core.result import Report
 from core.sequence_length import sequence_length, with_sequence_length
 from core.sessions import made_up_inputs, provider_name
+from core.stated_input import with_sizes_of
 
 BENCH_FORMAT_VERSION = "1.1"
 TorchMode = Literal["eager", "compiled"]
@@ -113,12 +114,12 @@ class BenchReport(Report, frozen=True):
     """All rows, setting by setting, each setting's first row its baseline; and what they were measured with.
 
     `sequence_length` is that of the texts that latency was measured on, None where the models take none;
-    `data_fingerprint` is what the data was.
+    `samples_digest` is of what was scored: the classes' names, and which one each sample is of.
     """
 
     format_version: str = BENCH_FORMAT_VERSION
     data: str | None
-    data_fingerprint: str | None = None
+    samples_digest: str | None = None
     split: str | None
     sequence_length: int | None = None
     machine: Machine
@@ -169,6 +170,7 @@ def bench(
     """
     if data:
         _check_scored(models, data, settings[0].split)
+        models = [with_sizes_of(one, data) if isinstance(one, OnnxModel) else one for one in models]
     length = settings[0].sequence_length
     models = [with_sequence_length(model, length) for model in models] if length is not None else models
     entries = _entries(models, settings[0].torch_modes)
@@ -189,7 +191,7 @@ def bench(
     return BenchReport(
         stage="bench",
         data=data.reference if data else None,
-        data_fingerprint=data.fingerprint if data else None,
+        samples_digest=_samples_digest(data, settings[0].split) if data else None,
         split=settings[0].split if data else None,
         sequence_length=max((one for one in map(sequence_length, models) if one is not None), default=None),
         machine=this_machine(),
@@ -211,6 +213,11 @@ def _check_scored(models: Sequence[Model], data: Data, split: str) -> None:
     for model in models:
         check_reads(model, data)
         preprocessing_of(model, data)
+
+
+def _samples_digest(data: Data, split: str) -> str:
+    """Return what tells one scored split from another, wherever its files lie and whenever they were written."""
+    return digest_of([data.labels, data.split(split).labels().tolist()])
 
 
 def _entries(models: Sequence[Model], torch_modes: Sequence[TorchMode]) -> list[_Entry]:

@@ -92,8 +92,8 @@ def load_report(path: Path) -> BenchReport:
 def compare_reports(old: BenchReport, new: FullReport) -> ComparedReport:
     """Compare the rows that both reports have, and return the new one with what changed.
 
-    Accuracy is compared on the same data only, speed on the same machine only: through the speedup to a baseline that
-    was timed in the same run, which the machine's mood does not move, where that is the same model in both; of the
+    Accuracy is compared on the same samples only, speed on the same machine only: through the speedup to a baseline
+    that was timed in the same run, which the machine's mood does not move, where that is the same model in both; of the
     baseline itself through the p50.
 
     Raises:
@@ -107,7 +107,7 @@ def compare_reports(old: BenchReport, new: FullReport) -> ComparedReport:
     missed = [] if same_machine else ["latencies: the reports are of different machines"]
     if old.sequence_length != new.sequence_length:
         missed.append(f"latencies: of texts of {old.sequence_length} and of {new.sequence_length} tokens")
-    same_data = (old.data_fingerprint, old.split) == (new.data_fingerprint, new.split)
+    same_data = (old.samples_digest, old.split) == (new.samples_digest, new.split)
     changes: list[Change] = []
     for first, second in pairs:
         if same_machine and old.sequence_length == new.sequence_length:

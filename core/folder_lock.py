@@ -20,7 +20,11 @@ def locked(folder: Path) -> Iterator[None]:
         ToolError: Another process works there, or the folder cannot be written.
     """
     require_writable(folder / LOCK)
-    with (folder / LOCK).open("wb") as file:
+    try:
+        file = (folder / LOCK).open("wb")
+    except OSError as error:  # another user's, for one
+        raise ToolError(f"cannot write {folder / LOCK}: {error.strerror}; choose another --output") from error
+    with file:
         if not _lock(file.fileno()):
             raise ToolError(f"another process works in {folder}; wait until it is done, or choose another --output")
         yield

@@ -1,9 +1,9 @@
 """What a user says of the images that an .onnx file of another tool takes: ``net.onnx,image_size=224,mean=...``."""
 
+import math
 from dataclasses import replace
 
-from torchvision.transforms.v2 import InterpolationMode
-
+from core.data import Data
 from core.errors import ToolError, require
 from core.history import digest_of
 from core.input_spec import InputSpec
@@ -12,7 +12,7 @@ from core.preprocessing import Preprocessing
 from core.references import Argument, Reference, check_arguments
 
 ARGUMENTS = ("image_size", "crop_ratio", "interpolation", "scale", "mean", "std")
-INTERPOLATIONS = tuple(mode.value for mode in InterpolationMode)
+INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic")  # those that torch has for arrays
 
 
 def with_stated_input(model: OnnxModel, reference: Reference) -> OnnxModel:
@@ -50,6 +50,11 @@ def with_stated_input(model: OnnxModel, reference: Reference) -> OnnxModel:
         std=_per_channel(stated, "std", channels, reference),
     )
     require(0 < read.crop_ratio <= 1, f"{reference.text!r}: crop_ratio is {read.crop_ratio}; it must be in (0, 1]")
+    numbers = (read.scale, *read.mean, *read.std)
+    require(
+        read.scale > 0 and all(math.isfinite(one) for one in numbers),
+        f"{reference.text!r}: scale is above 0, and every number finite",
+    )
     require(
         len(read.mean) == len(read.std) and all(one > 0 for one in read.std),
         f"{reference.text!r}: mean and std go together, and each std must be above 0",
@@ -62,15 +67,30 @@ def with_stated_input(model: OnnxModel, reference: Reference) -> OnnxModel:
     )
 
 
+def with_sizes_of(model: OnnxModel, data: Data) -> OnnxModel:
+    """Return a file that leaves the sizes of its input open with those of the data's samples, for made-up inputs.
+
+    Only samples that are an input already tell them; a file that says its own stays as it is.
+    """
+    taken, shape = model.inputs[0], data.sample_shape
+    is_open = any(isinstance(size, str) for size in taken.shape[1:])
+    if model.declared or not is_open or data.kind != "values" or shape is None or len(shape) != len(taken.shape) - 1:
+        return model
+    return replace(model, declared=(InputSpec(name=taken.name, shape=shape),))
+
+
 def _sides(found: list[int | str], asked: Argument | None, reference: Reference) -> tuple[int, int]:
     """Return height and width in pixels: the file's, or where it leaves them open the side of the square asked for."""
     if asked is None:
         if any(isinstance(side, str) for side in found):
             raise ToolError(f"{reference.text!r}: the file leaves the images' size open; add image_size=PIXELS")
-    elif not isinstance(asked, int) or asked < 1:
+    elif isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise ToolError(f"{reference.text!r}: image_size is {asked!r}; it is a number of pixels")
     elif any(isinstance(side, int) and side != asked for side in found):
-        raise ToolError(f"{reference.text!r}: the file takes images of {found[0]}x{found[1]}; drop image_size")
+        raise ToolError(
+            f"{reference.text!r}: the file takes images of {found[0]}x{found[1]} (height and width), which image_size "
+            "must agree with"
+        )
     height, width = (side if isinstance(side, int) else asked for side in found)
     assert isinstance(height, int)
     assert isinstance(width, int)

@@ -2,7 +2,9 @@
 
 import errno
 import glob
+import hashlib
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import psutil
 
 from core.errors import ToolError
 
+HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]  # its processes' numbers are no other machine's
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else []))  # Windows has no quota
 
 
@@ -134,7 +137,7 @@ def require_writable(path: Path) -> None:
 
 def _part_of(path: Path) -> Path:
     """Return what this process writes to, beside a path: another that writes to the same path has its own."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    return path.with_name(f".{path.stem}.{HOST}-{os.getpid()}.part{path.suffix}")
 
 
 @contextmanager
@@ -149,9 +152,9 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes left of a path."""
-    for part in path.parent.glob(f".{glob.escape(path.stem)}.*.part{glob.escape(path.suffix)}"):
-        pid = part.name.removeprefix(f".{path.stem}.").removesuffix(f".part{path.suffix}")
+    """Remove what killed processes of this machine left of a path."""
+    for part in path.parent.glob(f".{glob.escape(path.stem)}.{HOST}-*.part{glob.escape(path.suffix)}"):
+        pid = part.name.removeprefix(f".{path.stem}.{HOST}-").removesuffix(f".part{path.suffix}")
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             _remove(part)
 

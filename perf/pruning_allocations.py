@@ -1,8 +1,8 @@
 """Which allocation is most accurate at the same measured speed: ResNet-56 on CIFAR-10, pruned, then taught by itself.
 
 Usage: python perf/pruning_allocations.py --data cifar10.npz --weights resnet56.safetensors [--teacher-file int8.onnx]
-    [--runs runs/pruning-cifar10] [--speedups 2,3] [--epochs 10] [--seeds 0,1] [--only latency,global] [--prune-only]
-    [--json]
+    [--runs runs/pruning-cifar10] [--speedups 2,3] [--epochs 10] [--seeds 0,1] [--only latency,global]
+    [--prune-only | --train-only] [--json]
 
 Every allocation is searched for the same speedup on ONNX Runtime (float32, batch 1, one thread), then fine-tuned with
 knowledge distillation from the unpruned model for the same epochs; the epoch that validates best is read on the test
@@ -11,7 +11,8 @@ layers together. Each of these is pruned to any width and to multiples of 8, as 
 better at once, batch norm re-estimated, is fine-tuned. What the folder holds, or docs/results, of this model, code,
 machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once more,
 all of them interleaved with the unpruned model. --only makes some of the allocations; of the others, what is published
-is listed. After --prune-only, which times and so must run alone, seeds may be trained side by side, a process each.
+is listed. After --prune-only, which times and so must run alone, seeds may be trained side by side, a process of
+--train-only each; a last run times and publishes.
 
 Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it is compared
 with, a speed is not near its target, or an allocation is not measured.
@@ -55,7 +56,7 @@ FACTORY = "recipes/cifar_resnet.py"
 ALLOCATIONS = ("latency", "global", "uniform", "isomorphic")
 OURS, RECIPES = "latency", ("global", "uniform")
 ROUNDED_TO = (1, 8)  # widths of torch-pruning's allocations; ours finds those that are fast by itself
-PRUNES = ("core", "compress/pruning", "export", "bench")  # the code that does
+PRUNES = ("core", "compress/pruning", "compress/divergence.py", "export", "bench", "stages.py")  # the code that does
 SLOWER = 0.02  # than the recipes, within which ours counts as equally fast
 OFF_TARGET = 0.1  # of a speed that was asked for
 TIMING = TimingConfig(half_width=0.005, max_seconds=300)
@@ -68,6 +69,9 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--speedups", default="2,3")
     parser.add_argument("--prune-only", action="store_true", help="prune, and leave training to runs side by side")
+    parser.add_argument(
+        "--train-only", action="store_true", help="train what is pruned, and leave timing to a last run"
+    )
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
     targets = [float(target) for target in given.speedups.split(",")]
@@ -82,7 +86,8 @@ def main() -> None:
     except ToolError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    publish(result := _result(rows, targets, given), _markdown(result), as_json=given.json)
+    if not given.train_only:
+        publish(result := _result(rows, targets, given), _markdown(result), as_json=given.json)
 
 
 def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -95,6 +100,8 @@ def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespac
     pruned = {name: at_once.pop("model") for name, at_once in reached.items()}
     for name, at_once in reached.items():
         at_once |= _taught(pruned[name], data, target, name, given)
+    if given.train_only:
+        return []
     speeds = _speeds(model, list(pruned.values())) if pruned else []
     for at_once, measured in zip(reached.values(), speeds, strict=True):
         at_once["measured_speedup"] = measured

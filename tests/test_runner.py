@@ -198,9 +198,9 @@ def test_two_runs_into_one_folder_do_not_meet(run_some: Callable[..., Callable[.
         assert first.stdout is not None
         first.stdout.readline()
         refused = run("teacher.epochs=1")
-        assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-        assert "another process works in runs/job; wait until it is done" in refused.stderr
         first.kill()
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "another process works in runs/job; wait until it is done" in refused.stderr
     assert run("teacher.epochs=1").exit_code == 0
 
 

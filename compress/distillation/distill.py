@@ -26,6 +26,7 @@ from core.predict import accuracy, frozen_copy, predict
 from core.progress import Progress, no_progress
 from core.result import Result
 from core.sessions import Array, FloatArray
+from core.tokenizing import Tokenization
 from core.torch_model import TorchModel, example_inputs, with_activation
 
 
@@ -151,6 +152,7 @@ def _hinted(student: TorchModel, teacher: Model, hints: Sequence[Hint]) -> Wrap:
         _, theirs = Tapped(frozen_copy(teacher, "cpu"), [hint.teacher_path for hint in hints], "teacher")(
             *example_inputs(teacher, 2)
         )
+    _check_same_tokens(student, teacher, hints, ours)
 
     def wrap(module: nn.Module) -> nn.Module:
         return _HintedStudent(Tapped(module, paths, "student"), make_adapters(hints, ours, theirs))
@@ -194,7 +196,6 @@ def _check(student: TorchModel, teachers: Sequence[Model], data: Data, config: D
                 f"the teacher {teacher.name} has its batch fixed at {teacher.fixed_batch}, and training makes "
                 "batches of any size; export it with a dynamic batch"
             )
-    _check_hints_on_texts(student, teachers[0], config)
     weights = config.teacher_weights
     require(
         not weights or len(weights) == len(teachers),
@@ -206,15 +207,27 @@ def _check(student: TorchModel, teachers: Sequence[Model], data: Data, config: D
         raise ToolError(f"{data.reference} has no labels to train on, and {why}; set kd_ratio to 1 with kd, ls or dist")
 
 
-def _check_hints_on_texts(student: TorchModel, teacher: Model, config: DistillConfig) -> None:
-    """Check that features of texts that are compared token by token are of the same tokens."""
-    by_place = [hint for hint in config.hints if parse_hint(hint).method != "rkd"]
-    theirs = teacher.preprocessing.text if teacher.preprocessing is not None else None
-    if by_place and student.preprocessing.text != theirs:
+def _check_same_tokens(
+    student: TorchModel, teacher: TorchModel, hints: Sequence[Hint], features: Sequence[Tensor]
+) -> None:
+    """Check that features of texts that are compared token by token, (N, L, C), are of the same tokens."""
+    ours, theirs = student.preprocessing.text, teacher.preprocessing.text
+    if ours is None or theirs is None or _cuts(ours) == _cuts(theirs):
+        return
+    by_token = [
+        hint for hint, feature in zip(hints, features, strict=True) if feature.ndim > 2 and hint.method != "rkd"
+    ]
+    if by_token:
         raise ToolError(
-            f"hint {by_place[0]!r} compares the outputs token by token, and {student.name} and {teacher.name} cut "
-            "texts into tokens differently; rkd compares samples with one another and takes any two"
+            f"hint {by_token[0].method} compares {by_token[0].student_path!r} with {by_token[0].teacher_path!r} token "
+            f"by token, and {student.name} and {teacher.name} cut texts into tokens differently; rkd compares samples "
+            "with one another and takes any two"
         )
+
+
+def _cuts(text: Tokenization) -> tuple[str, int, str]:
+    """Return what decides which tokens a text becomes, and where they stand."""
+    return text.tokenizer, text.max_length, text.padding_side
 
 
 def _predicted(teacher: Model, data: Data, config: DistillConfig) -> tuple[FloatArray, Array]:

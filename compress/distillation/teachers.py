@@ -160,12 +160,11 @@ def _logits_run(
 ) -> Callable[[TrainBatch], Tensor]:
     inputs_of = _inputs_of(teacher, data, read_as)
     device = start_accelerator().device
-    if isinstance(teacher, OnnxModel) and provider == "cpu" and device.type != "cpu":
+    if isinstance(teacher, OnnxModel) and provider == "cpu" and device.type == "cuda":
         logger.warning(
-            "the teacher %s runs on the CPU while the student trains on %s; --provider %s runs it there",
+            "the teacher %s runs on the CPU while the student trains on %s; --provider cuda runs it there",
             teacher.name,
             device,
-            device.type,
         )
     run = logits_of(teacher, device=str(device), provider=provider, threads=threads)
 

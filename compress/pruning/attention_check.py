@@ -42,6 +42,7 @@ def check_attention(original: nn.Module, model: TorchModel, settings: CutSetting
         ToolError: Some attention computes something else when it is narrower, or torch-pruning cannot follow the
             module.
     """
+    settings = replace(settings, max_pruning_ratio=1.0)  # what may go is not in question, and half is cut here
     with _softmaxes(model.module) as attentions:
         run_once(model)
     for narrowed in _in_turn(original, model, settings, list(attentions)):

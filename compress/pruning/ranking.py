@@ -99,7 +99,7 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
 
 
 def _called(model: TorchModel, paths: Sequence[str]) -> tuple[str, ...]:
-    """Return paths, in place of one that is never called (`nn.ModuleList`) those of its nearest modules that are."""
+    """Return paths, and behind one that is never called (`nn.ModuleList`) those of its nearest modules that are."""
     path_of = {one: path for path, one in model.module.named_modules()}
     called: set[str] = set()
     with ExitStack() as hooks:
@@ -107,7 +107,7 @@ def _called(model: TorchModel, paths: Sequence[str]) -> tuple[str, ...]:
             hooks.enter_context(one.register_forward_pre_hook(lambda one, _: called.add(path_of[one])))
         run_once(model)
     below = {path: tuple(called_below(model.module, path, called)) for path in paths if path not in called}
-    return tuple(one for path in paths for one in below.get(path) or (path,))
+    return tuple(one for path in paths for one in (path, *below.get(path, ())))
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:

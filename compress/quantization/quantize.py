@@ -31,6 +31,7 @@ from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.progress import Progress, no_progress
 from core.result import Report, Result
 from core.sessions import made_up_inputs, open_session, run_session
+from core.stated_input import with_sizes_of
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,9 @@ def quantize(
         GateMissedError: From `verify`; the file loses more than `max_drop`; or none is faster than float32 within it.
     """
     refuse_replacing(model.files, output)
+    model = with_sizes_of(model, data)
+    if measure_speedups:
+        made_up_inputs(model, model.fixed_batch or 1)  # which every form is timed on: else each would be blamed
     with whole_onnx(output, force=force) as part:
         with quantize_source(model, data, config.calibration_samples, config.nodes_to_exclude, progress) as source:
             trial = None

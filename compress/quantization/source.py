@@ -1,6 +1,5 @@
 """A float32 file and the samples that calibrate it: what every smaller form is written from."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,10 +22,11 @@ from core.compatibility import check_reads, preprocessing_of
 from core.data import Data, spread
 from core.errors import ToolError, did_you_mean
 from core.external_data import PROTOBUF_LIMIT_BYTES, fits_one_file
-from core.onnx_model import OnnxModel, open_onnx, read_proto
+from core.onnx_model import OnnxModel, explain, open_onnx, read_proto
 from core.preprocessing import Preprocessing
 from core.progress import Progress
 from core.sessions import Array, open_session, run_session
+from core.whole_output import scratch_folder
 
 CALIBRATION_BATCH = 32
 SENSITIVITY_SAMPLES = 64
@@ -169,13 +169,22 @@ def quantize_source(
             "made of; quantize a smaller model"
         )
     name_nodes(proto.graph)
+    # what is tried is opened by itself, and must say what this model was told of its input
+    explain(
+        proto,
+        history=model.history,
+        inputs=model.declared,
+        preprocessing=model.preprocessing,
+        labels=model.labels,
+        returns=model.returns,
+    )
     _check_nodes(proto, excluded)
     check_reads(model, data)
     preprocessing = preprocessing_of(model, data)
     _check_runs(model, data, preprocessing)
     calibration, few = (Batches(model, data, preprocessing, count) for count in (num_samples, SENSITIVITY_SAMPLES))
-    with tempfile.TemporaryDirectory() as scratch:
-        yield QuantizeSource(prepare(proto, Path(scratch)), calibration, few, excluded, progress)
+    with scratch_folder() as scratch:
+        yield QuantizeSource(prepare(proto, scratch), calibration, few, excluded, progress)
 
 
 class Batches:

@@ -38,7 +38,7 @@ def timed(report: FullReport, *milliseconds: float, accuracy: float | None = Non
             "quality": None if accuracy is None else scored(accuracy),
         }
         rows.append(row.model_copy(update=change))
-    return report.model_copy(update={"rows": tuple(rows), "data_fingerprint": "the digits" if accuracy else None})
+    return report.model_copy(update={"rows": tuple(rows), "samples_digest": "the digits" if accuracy else None})
 
 
 def scored(accuracy: float) -> object:
@@ -117,7 +117,7 @@ def test_accuracy_that_was_not_measured_before_is_said(report: FullReport) -> No
 
 def test_accuracy_on_changed_data_is_not_compared(report: FullReport) -> None:
     old = timed(report, 2.0, 1.0, accuracy=90)
-    new = timed(report, 2.0, 1.0, accuracy=80).model_copy(update={"data_fingerprint": "the digits, relabelled"})
+    new = timed(report, 2.0, 1.0, accuracy=80).model_copy(update={"samples_digest": "the digits, relabelled"})
     found = compare_reports(old, new).regression
     assert "accuracy" not in {one.figure for one in found.changes}
     assert len([one for one in found.not_compared if "has none on the same samples" in one]) == 2

@@ -104,10 +104,15 @@ def test_hints_compare_the_same_tokens_only(fresh: TorchModel, taught: TorchMode
     assert taught.preprocessing.text is not None
     short = taught.preprocessing.text.model_copy(update={"max_length": 4})
     other = replace(taught, preprocessing=taught.preprocessing.model_copy(update={"text": short}))
-    path = "classifier"
-    with pytest.raises(ToolError, match=r"'fitnet:classifier=classifier' compares .* token by token, .* rkd compares"):
-        distill(fresh, other, texts, DistillConfig(epochs=1, hints=(f"fitnet:{path}={path}",)))
-    distill(fresh, other, texts, DistillConfig(epochs=1, hints=(f"rkd:{path}={path}",)))
+
+    def hinted(teacher: TorchModel, method: str, path: str) -> None:
+        distill(fresh, teacher, texts, DistillConfig(epochs=1, hints=(f"{method}:{path}={path}",)))
+
+    with pytest.raises(ToolError, match=r"fitnet compares 'bert\.encoder\.layer\.0\.output' .* token by token, .* rkd"):
+        hinted(other, "fitnet", "bert.encoder.layer.0.output")
+    hinted(other, "rkd", "bert.encoder.layer.0.output")
+    hinted(other, "fitnet", "classifier")  # of a sample, and not of its tokens
+    hinted(taught, "fitnet", "bert.encoder.layer.0.output")
 
 
 @pytest.mark.parametrize(

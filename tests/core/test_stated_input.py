@@ -74,12 +74,35 @@ def test_images_become_its_input_as_stated(tmp_path: Path, photos: Data) -> None
 
 def test_what_is_made_of_it_says_so_itself(tmp_path: Path, photos: Data) -> None:
     model = load_onnx_model(str(foreign(tmp_path / "net.onnx", "H", "W")) + STATED + ",image_size=8")
-    made = quantize(model, photos, tmp_path / "int8.onnx", QuantizeConfig(form="qdq")).model
+    made = quantize(
+        model,
+        photos,
+        tmp_path / "int8.onnx",
+        QuantizeConfig(max_drop=100),
+        measure_speedups=lambda _, others: [2.0] * len(others),
+    ).model
     assert made.preprocessing == model.preprocessing
     assert open_onnx(made.path).declared[0].shape == (3, 8, 8)
     report = bench([model, made], [BenchConfig(iterations=2, max_seconds=0.5)], photos)
     assert all(row.quality is not None for row in report.rows)
     assert verify(model, made, VerifyConfig(min_sqnr_db=5.0), photos).misses == ()
+
+
+def test_sizes_that_a_file_leaves_open_are_those_of_the_samples(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "net.onnx", "H", "W")
+    random = np.random.default_rng(2)
+    samples = random.standard_normal((40, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "floats.npz", x_train=samples, x_test=samples, y_test=np.arange(40) % 2)
+    floats = load_data(str(tmp_path / "floats.npz"))
+    made = quantize(
+        open_onnx(path),
+        floats,
+        tmp_path / "int8.onnx",
+        QuantizeConfig(max_drop=100),
+        measure_speedups=lambda _, others: [2.0] * len(others),
+    ).model
+    report = bench([open_onnx(path), made], [BenchConfig(iterations=2, max_seconds=0.5)], floats)
+    assert all(row.quality is not None for row in report.rows)
 
 
 def test_a_free_size_is_needed_and_a_fixed_one_is_kept(tmp_path: Path) -> None:
@@ -91,7 +114,9 @@ def test_a_free_size_is_needed_and_a_fixed_one_is_kept(tmp_path: Path) -> None:
     read = load_onnx_model(f"{fixed}{STATED}").preprocessing
     assert read is not None
     assert read.image_size == (8, 6)
-    with pytest.raises(ToolError, match=r"the file takes images of 8x6; drop image_size"):
+    with pytest.raises(
+        ToolError, match=r"the file takes images of 8x6 \(height and width\), which image_size must agree with"
+    ):
         load_model(f"{fixed},image_size=8")
 
 
@@ -105,6 +130,10 @@ def test_a_free_size_is_needed_and_a_fixed_one_is_kept(tmp_path: Path) -> None:
         (",mean=0,std=0", "each std must be above 0"),
         (",crop_ratio=2", r"crop_ratio is 2.0; it must be in \(0, 1\]"),
         (",scale=x", "scale is 'x'; it is a number"),
+        (",scale=0", "scale is above 0, and every number finite"),
+        (",mean=nan,std=1", "scale is above 0, and every number finite"),
+        (",interpolation=box", "interpolation is 'box'; it is one of nearest, nearest-exact, bilinear, bicubic"),
+        (",image_size=true", "image_size is True; it is a number of pixels"),
         (",interpolation=cubic", "interpolation is 'cubic'; it is one of nearest, .*bicubic"),
         (",image_size=big", "image_size is 'big'; it is a number of pixels"),
     ],

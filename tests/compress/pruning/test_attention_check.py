@@ -28,6 +28,12 @@ def test_heads_of_known_names_lose_the_same_channels(names: str) -> None:
     assert block.get_submodule(names.split("-")[0]).out_features == 12
 
 
+def test_how_little_may_go_is_no_matter() -> None:
+    config = PruneConfig(pruning_ratio=0.25, max_pruning_ratio=0.3, allocation="uniform")
+    attention = prune(load("attention,names=query-key-value"), config).model
+    assert attention.module.get_submodule("1").num_heads == 4
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5])
 def test_attention_of_other_names_is_named(ratio: float) -> None:
     """At these ratios whole heads are left, so that it would run."""
