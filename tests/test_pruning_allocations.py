@@ -94,7 +94,13 @@ def test_a_row_that_is_published_is_not_made_again_nor_one_that_is_not_wanted(
 ) -> None:
     (tmp_path / "weights").write_text("w")
     given = Namespace(
-        only=["global"], epochs=1, seeds=[0], teacher_file=None, weights=str(tmp_path / "weights"), runs=tmp_path
+        only=["global"],
+        train_only=False,
+        epochs=1,
+        seeds=[0],
+        teacher_file=None,
+        weights=str(tmp_path / "weights"),
+        runs=tmp_path,
     )
     key = script._row_key(trained, digits, 2.0, "global", given)
     row = {"target": 2.0, "allocation": "global", "key": key, "measured_speedup": 2.0, "test_accuracy": 90.0}

@@ -1,7 +1,7 @@
 """Which channels matter: what ranks them, on what gradients, and what is left out of the ranking."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,6 @@ from core.errors import ToolError, require
 from core.module_paths import module_at
 from core.outputs import logits_in
 from core.torch_model import TorchModel, run_once
-from core.trace_failure import called_below
 
 GRADIENT_SAMPLES = 512
 SQUARED_SAMPLES = 256  # fewer, since each has a backward pass to itself
@@ -99,15 +98,24 @@ def _classifiers(model: TorchModel, ignore: tuple[str, ...]) -> list[str]:
 
 
 def _called(model: TorchModel, paths: Sequence[str]) -> tuple[str, ...]:
-    """Return paths, and behind one that is never called (`nn.ModuleList`) those of its nearest modules that are."""
+    """Return paths, in place of one that is never called (`nn.ModuleList`) those of its nearest modules that are."""
     path_of = {one: path for path, one in model.module.named_modules()}
     called: set[str] = set()
     with ExitStack() as hooks:
         for one in path_of:
             hooks.enter_context(one.register_forward_pre_hook(lambda one, _: called.add(path_of[one])))
         run_once(model)
-    below = {path: tuple(called_below(model.module, path, called)) for path in paths if path not in called}
-    return tuple(one for path in paths for one in (path, *below.get(path, ())))
+    return tuple(one for path in paths for one in _nearest(model.module, path, called))
+
+
+def _nearest(module: nn.Module, path: str, called: Container[str]) -> Iterator[str]:
+    """Yield a path that is called, or else the nearest below it that are, and layers that are never called."""
+    below = [name for name, _ in module.get_submodule(path).named_children()]
+    if path in called or not below:
+        yield path
+        return
+    for name in below:
+        yield from _nearest(module, f"{path}.{name}", called)
 
 
 def _accumulate_gradients(module: nn.Module, model: TorchModel, data: Data | None, importance: str) -> None:
