@@ -44,13 +44,16 @@ def write_shards(folder: Path, num_shards: int) -> None:
 
 @pytest.mark.slow
 def test_an_epoch_over_eight_times_the_shards_peaks_at_the_same_memory(tiny: str, tmp_path: Path) -> None:
+    """The least of three runs each: huge pages, as the kernel gives them, add up to a quarter to some."""
     write_shards(tmp_path, 64)
-    found = []
-    for last in (7, 63):
+    found: dict[int, list[list[int]]] = {}
+    for last in (7, 63) * 3:
         command = [sys.executable, "-c", ONE_EPOCH, f"wds:{tmp_path}/train-{{0..{last}}}.tar", f"{tiny}:cnn"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    assert found[1]["samples"] == 8 * found[0]["samples"]
-    for small, large in zip(found[0]["peaks"], found[1]["peaks"], strict=True):
+        told = json.loads(done.stdout)
+        found.setdefault(told["samples"], []).append(told["peaks"])
+    assert list(found) == [2880, 8 * 2880]
+    least = [[min(peaks) for peaks in zip(*runs, strict=True)] for runs in found.values()]
+    for small, large in zip(*least, strict=True):
         assert large <= 1.1 * small, found
