@@ -44,7 +44,7 @@ def write_shards(folder: Path, num_shards: int) -> None:
 
 @pytest.mark.slow
 def test_an_epoch_over_eight_times_the_shards_peaks_at_the_same_memory(tiny: str, tmp_path: Path) -> None:
-    """The least of three runs each: huge pages, as the kernel gives them, add up to a quarter to some."""
+    """The least of three runs each: what an allocator holds on to differs by a quarter from run to run."""
     write_shards(tmp_path, 64)
     found: dict[int, list[list[int]]] = {}
     for last in (7, 63) * 3:
