@@ -146,6 +146,8 @@ def _markdown(result: dict[str, Any]) -> str:
     highest = max((one for row in alone for one in row["accuracies"]), default=0.0)
     useless = [row["method"] for row in result["rows"] if row not in alone and min(row["accuracies"]) <= highest]
     verdict = f"Not better than no teacher with every seed: {', '.join(useless) or 'none'}.\n"
+    commits = sorted({run["commit"] for runs in result["runs"].values() for run in runs})
+    missing = [name for name in METHODS if name not in result["settings"]]
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
     return page(
         "Distilling ResNet-20 from ResNet-56 on CIFAR-10",
@@ -154,6 +156,8 @@ def _markdown(result: dict[str, Any]) -> str:
         markdown_table(result["rows"], columns),
         bars_table(result["bars"]),
         verdict,
+        f"Not measured yet: {', '.join(missing)}.\n" if missing else "",
+        f"Trained at commit {', '.join(commits)}.\n",
         f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
     )
 
