@@ -258,7 +258,7 @@ main(sys.argv[1:])
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(["export", "checkpoint", "-o", "out.onnx"], id="export"),
+        pytest.param(["export", "checkpoint", "-o", "out.onnx"], id="export", marks=pytest.mark.slow),
         pytest.param(
             ["quantize", "model.onnx", "--data", "digits", "-o", "out.onnx"],
             id="quantize",

@@ -181,6 +181,7 @@ def test_a_killed_process_is_told_as_such(exported: OnnxModel, temporary: Path) 
         measure_service(exported, ServiceConfig(seconds=1000), lambda *_: timer.start())
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_both_processes_at_once(exported: OnnxModel, tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from core.onnx_model import open_onnx\n"

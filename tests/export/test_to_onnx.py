@@ -153,7 +153,10 @@ def test_attention_of_five_axes_is_exported(tiny: str, tmp_path: Path) -> None:
     assert export(model, tmp_path / "model.onnx", ExportConfig()).report.verify.misses == ()
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("LSTM", ",bidirectional=true"), ("GRU", ",num_layers=2")])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("LSTM", ",bidirectional=true"), pytest.param("GRU", ",num_layers=2", marks=pytest.mark.slow)],
+)
 def test_recurrent_layers_are_exported(tiny: str, tmp_path: Path, kind: str, settings: str) -> None:
     model = load_torch_model(f"{tiny}:recurrent,kind={kind}{settings}", input_shape=(1, 8, 8))
     made = export(model, tmp_path / "model.onnx", ExportConfig())
