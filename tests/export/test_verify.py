@@ -17,7 +17,8 @@ from core.errors import GateMissedError, ToolError
 from core.onnx_model import OnnxModel, open_onnx
 from core.sessions import open_session
 from core.torch_model import TorchModel
-from export.verify import VerifyConfig, compare, require_verified, verify
+from export.comparison import compare
+from export.verify import VerifyConfig, require_verified, verify
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -197,7 +198,7 @@ def test_a_file_with_a_fixed_batch_is_compared_at_that_size(
 def test_a_fixed_batch_is_at_most_the_whole_split(
     exported: OnnxModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
-    monkeypatch.setattr("export.verify.DATA_SAMPLES", 100)
+    monkeypatch.setattr("export.shared_inputs.DATA_SAMPLES", 100)
     fixed = with_fixed_batch(exported, tmp_path, batch_size)
     if batch_size == 144:
         assert [one.samples for one in verify(exported, fixed, VerifyConfig(), digits).comparisons] == [144, 144]
