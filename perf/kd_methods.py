@@ -6,9 +6,9 @@ Usage: python perf/kd_methods.py --data cifar10.npz --teacher-weights resnet56.s
 Every method has the same epochs, batches, augmentation and learning rate; the epoch that validates best is read on the
 test split, once. A run that is done in the folder, or stands in docs/results, is not run again, one that was cut off
 goes on. Logits are taken from a cache that all methods of a seed share. --teacher-file gives logits in place of the
-torch teacher, which hints need. --only trains some of the methods; of the others, what is done is listed. Runs of
-several seeds may be made side by side, each by a process of its own. Exits 3 when no method beats no teacher by 0.5
-points, or a method is not measured.
+torch teacher, which hints need. --only trains some of the methods; of the others, what is done is listed, also by
+another file of the teacher. Runs of several seeds may be made side by side, each by a process of its own. Exits 3 when
+no method beats no teacher by 0.5 points, or a method is not measured.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from results_file import bars_table, markdown_table, measured_here, page, publish, published
-from seeded_runs import SEED_COLUMNS, over_seeds, run_done, seeded_parser, trained_once
+from seeded_runs import SEED_COLUMNS, noted_runs, over_seeds, seeded_parser, trained_once
 
 from compress.distillation.config import DistillConfig
 from compress.distillation.distill import distill
@@ -81,12 +81,15 @@ def main() -> None:
 def _run(
     name: str, seed: int, data: Data, given: argparse.Namespace, before: Sequence[dict[str, Any]], *, train: bool
 ) -> dict[str, Any] | None:
-    """Return the accuracies of one student, trained if need be and wanted."""
+    """Return the accuracies of one student, trained if need be and wanted, and the digest of who taught it."""
     output = given.runs / f"{name.replace(' ', '')}-{given.epochs}-{seed}"
     settings = {**SHARED, **METHODS[name], "epochs": given.epochs, "seed": seed}
     takes_file = given.teacher_file and "hints" not in settings
-    taught_by = [] if name == NO_TEACHER else [given.teacher_file if takes_file else given.teacher_weights]
-    key = digest_of([settings, [existing_sha256(Path(one)) for one in taught_by], data.fingerprint])
+    teacher_file = None if name == NO_TEACHER else given.teacher_file if takes_file else given.teacher_weights
+    taught_by = teacher_file and existing_sha256(Path(teacher_file))
+
+    def key(taught_by: str | None) -> str:
+        return digest_of([settings, [taught_by] if taught_by else [], data.fingerprint])
 
     def train_student() -> Result[TorchModel, TrainReport]:
         print(f"{name}, seed {seed}", file=sys.stderr)
@@ -106,8 +109,12 @@ def _run(
                 progress=progress,
             )
 
-    done = run_done(output, key, before)
-    return trained_once(output, key, data, train_student) if done is None and train else done
+    noted = [{"taught_by": taught_by, **run} for run in noted_runs(output)]
+    same = [run for run in (*noted, *before) if run["key"] == key(run["taught_by"])]
+    of_this_teacher = [run for run in same if run["taught_by"] == taught_by]
+    if train and not of_this_teacher:
+        return {"taught_by": taught_by, **trained_once(output, key(taught_by), data, train_student)}
+    return next(iter(of_this_teacher or same), None)
 
 
 def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -> dict[str, Any]:
@@ -147,6 +154,7 @@ def _markdown(result: dict[str, Any]) -> str:
     useless = [row["method"] for row in result["rows"] if row not in alone and min(row["accuracies"]) <= highest]
     verdict = f"Not better than no teacher with every seed: {', '.join(useless) or 'none'}.\n"
     commits = sorted({run["commit"] for runs in result["runs"].values() for run in runs})
+    teachers = "\n".join(f"- {', '.join(names)}: the file of SHA-256 `{sha}`" for sha, names in _taught(result["runs"]))
     missing = [name for name in METHODS if name not in result["settings"]]
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
     return page(
@@ -158,8 +166,17 @@ def _markdown(result: dict[str, Any]) -> str:
         verdict,
         f"Not measured yet: {', '.join(missing)}.\n" if missing else "",
         f"Trained at commit {', '.join(commits)}.\n",
+        f"Taught by:\n\n{teachers}\n",
         f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
     )
+
+
+def _taught(found: dict[str, list[dict[str, Any]]]) -> list[tuple[str, list[str]]]:
+    """Return the digest of each teacher, and which methods it taught."""
+    files = dict.fromkeys(run["taught_by"] for runs in found.values() for run in runs if run["taught_by"])
+    return [
+        (sha, [name for name, runs in found.items() if any(run["taught_by"] == sha for run in runs)]) for sha in files
+    ]
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -37,11 +37,10 @@ def seeded_parser(doc: str | None, *, runs: Path, epochs: int) -> argparse.Argum
     return parser
 
 
-def run_done(output: Path, key: str, published: Sequence[dict[str, Any]] = ()) -> dict[str, Any] | None:
-    """Return what `trained_once` found of a run: in its folder, or among those of a published result."""
+def noted_runs(output: Path) -> list[dict[str, Any]]:
+    """Return what `trained_once` found of a run, if its folder holds one."""
     note = output / "accuracies.json"
-    noted = [json.loads(note.read_text())] if note.exists() else []
-    return next((dict(found) for found in (*noted, *published) if found["key"] == key), None)
+    return [json.loads(note.read_text())] if note.exists() else []
 
 
 def trained_once(
@@ -55,8 +54,8 @@ def trained_once(
         data: Whose test split is read.
         train: Does it.
     """
-    if done := run_done(output, key):
-        return done
+    if done := [run for run in noted_runs(output) if run["key"] == key]:
+        return done[0]
     result = train()
     save_trained(result.model, result.report, output)
     found = {
