@@ -2,7 +2,10 @@
 
 import dataclasses
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,28 @@ def _timed_briefly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def working_in(tmp_path: Path) -> Callable[[str], AbstractContextManager[None]]:
+    """Return what lets another process hold a folder, by its path from the test's own, until it is killed."""
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom core.folder_lock import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print(flush=True)\n    time.sleep(600)\n"
+    )
+
+    @contextmanager
+    def working(folder: str) -> Iterator[None]:
+        command = [sys.executable, "-c", code, folder]
+        with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            try:
+                yield
+            finally:
+                other.kill()
+
+    return working
 
 
 @pytest.fixture(scope="session")

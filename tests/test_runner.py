@@ -1,9 +1,8 @@
 """Running recipes: every stage once, the gate, and the last good file."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -187,18 +186,13 @@ def test_a_run_folder_may_have_any_name(
     assert ran(resumed) == ["baseline"]
 
 
-def test_two_runs_into_one_folder_do_not_meet(run_some: Callable[..., Callable[..., Result]], tmp_path: Path) -> None:
+def test_two_runs_into_one_folder_do_not_meet(
+    run_some: Callable[..., Callable[..., Result]], working_in: Callable[[str], AbstractContextManager[None]]
+) -> None:
     """The first is killed, after which nothing is in the way."""
     run = run_some("teacher")
-    code = (
-        "import time\nfrom pathlib import Path\nfrom core.folder_lock import locked\n"
-        "with locked(Path('runs/job')):\n    print(flush=True)\n    time.sleep(600)\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE) as first:
-        assert first.stdout is not None
-        first.stdout.readline()
+    with working_in("runs/job"):
         refused = run("teacher.epochs=1")
-        first.kill()
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert "another process works in runs/job; wait until it is done" in refused.stderr
     assert run("teacher.epochs=1").exit_code == 0

@@ -5,6 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from compress.training.step import (
 from core.compatibility import check_reads
 from core.data import Data, Split
 from core.errors import ToolError
+from core.folder_lock import locked
 from core.progress import Progress
 from core.result import Report
 from core.torch_model import TorchModel
@@ -115,26 +117,29 @@ def train(
 
     Raises:
         ToolError: The student cannot read the data, loss or weights are not finite, what is to be augmented is no
-            image, a layer that the config names is not there, or a sample cannot be read.
+            image, a layer that the config names is not there, a sample cannot be read, or another run works in the
+            workspace.
     """
     check_reads(student, data)
     split, validation = data.split("train"), data.split("validation")
     check_full_batch(split, config)
     execution, tried = _execution(student, split, config, key, workspace)
     loop = prepare_loop(student, split, config, execution, loss, wrap)
-    if workspace and loop.accelerator.is_main_process:
-        _note_execution(execution, tried, key, workspace)
-    initial_accuracy = accuracy_on(loop, validation)
-    state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator) if workspace else TrainingState()
-    if workspace:
-        _require_shared(loop, state, workspace)
-    if state.next_epoch:
-        logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
-    run = _Run(loop, state, validation, stage, key, workspace, progress, on_epoch)
-    if config.optimizer in FULL_BATCH_OPTIMIZERS:
-        _iterate_full_batch(run)
-    else:
-        _iterate_epochs(run)
+    with locked(workspace) if workspace and loop.accelerator.is_main_process else nullcontext():
+        if workspace and loop.accelerator.is_main_process:
+            _note_execution(execution, tried, key, workspace)
+        initial_accuracy = accuracy_on(loop, validation)
+        state = TrainingState()
+        if workspace:
+            state = load_state(workspace, key, _modules(loop), loop.optimizer, loop.generator)
+            _require_shared(loop, state, workspace)
+        if state.next_epoch:
+            logger.info("going on after epoch %d of %d", state.next_epoch, config.epochs)
+        run = _Run(loop, state, validation, stage, key, workspace, progress, on_epoch)
+        if config.optimizer in FULL_BATCH_OPTIMIZERS:
+            _iterate_full_batch(run)
+        else:
+            _iterate_epochs(run)
     if state.best_accuracy < initial_accuracy:
         logger.warning(
             "the best epoch's validation accuracy is %.2f %%, below the %.2f %% that training started from; lower "

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from compress.training.finetune import FinetuneConfig, finetune
 from compress.training.state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
+from core.errors import ToolError
 from core.model_reference import load_torch_model
 from core.torch_model import TorchModel
 
@@ -62,6 +65,19 @@ def test_the_adapters_of_hints_go_on_where_they_were(
         distill(untrained, teacher, few_digits, config, workspace=tmp_path / "out.partial", progress=stop_in_epoch(3))
     resumed = distill(untrained, teacher, few_digits, config, workspace=tmp_path / "out.partial").model
     assert same_weights(resumed, distill(untrained, teacher, few_digits, config).model)
+
+
+def test_two_runs_into_one_output_do_not_meet(
+    untrained: TorchModel,
+    few_digits: Data,
+    tmp_path: Path,
+    working_in: Callable[[str], AbstractContextManager[None]],
+) -> None:
+    """The first is killed, after which nothing is in the way."""
+    config, workspace = FinetuneConfig(epochs=1, batch_size=64), partial_folder(tmp_path / "out")
+    with working_in("out.partial"), pytest.raises(ToolError, match=r"another process works in .*out\.partial; wait"):
+        finetune(untrained, few_digits, config, workspace=workspace)
+    assert finetune(untrained, few_digits, config, workspace=workspace).report.epochs == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
