@@ -59,12 +59,7 @@ def load_model(text: str, data: Data | None = None, input_shape: InputShape | No
     check_arguments(reference, ())
     if path.is_dir():
         return load_checkpoint(path)
-    if not path.exists():
-        raise missing_path(path)
-    raise ToolError(
-        f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, "
-        "FILE.py:FACTORY, a checkpoint folder or an .onnx file"
-    )
+    raise _no_model(path)
 
 
 def load_torch_model(
@@ -100,11 +95,11 @@ def load_onnx_model(text: str) -> OnnxModel:
     """
     reference = parse_reference(text, PREFIXES)
     path = Path(reference.name)
-    if reference.kind == "path" and not path.exists():
-        raise missing_path(path)
-    if reference.kind != "path" or path.suffix != ".onnx":
-        raise ToolError(f"{text} is not an .onnx file; export it first: onnxpress export {text} -o MODEL.onnx")
-    return with_stated_input(open_onnx(path), reference)
+    if reference.kind == "path" and path.suffix == ".onnx":
+        return with_stated_input(open_onnx(path), reference)
+    if reference.kind == "path" and not path.is_dir():
+        raise _no_model(path)
+    raise ToolError(f"{text} is not an .onnx file; export it first: onnxpress export {text} -o MODEL.onnx")
 
 
 def reference_digest(text: str) -> str:
@@ -127,6 +122,16 @@ def reference_digest(text: str) -> str:
         else:
             digests.append(checkpoint_digest(path) if path.is_dir() else existing_sha256(path))
     return digest_of([reference.kind, reference.name, reference.arguments, digests])
+
+
+def _no_model(path: Path) -> ToolError:
+    """Return the error of a path that is neither a folder nor an .onnx file."""
+    if not path.exists():
+        return missing_path(path)
+    return ToolError(
+        f"{path} is not a model this tool reads: timm:NAME, torchvision:NAME, hf:NAME_OR_FOLDER, "
+        "FILE.py:FACTORY, a checkpoint folder or an .onnx file"
+    )
 
 
 def _hf(reference: Reference, data: Data | None, input_shape: InputShape | None, seed: int) -> TorchModel:

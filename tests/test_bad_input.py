@@ -116,6 +116,10 @@ BAD_INPUT = {
         ["quantize", "{tiny}:cnn", "--data", "digits", "-o", "x.onnx"],
         "is not an .onnx file; export it first",
     ),
+    "no model to quantize": (
+        ["quantize", "labels.npz", "--data", "digits", "-o", "x.onnx"],
+        "labels.npz is not a model this tool reads",
+    ),
     "a quantized file to quantize": (
         ["quantize", "int8.onnx", "--data", "digits", "-o", "x.onnx"],
         "int8.onnx is int8 already; give the float32 file it was made from",
