@@ -27,7 +27,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, markdown_table, measured_here, page, publish, published, trees
+from bars import at_least, at_most, bar, bars_table
+from results_file import markdown_table, measured_here, mistakes_told, page, publish, published, trees
 from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
@@ -40,7 +41,7 @@ from compress.training.state import partial_folder
 from core.checkpoint import load_checkpoint
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import GateMissedError, ToolError
+from core.errors import GateMissedError
 from core.history import digest_of
 from core.machine import package_versions, this_machine
 from core.model_reference import load_model, load_torch_model
@@ -75,7 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
     targets = [float(target) for target in given.speedups.split(",")]
-    try:
+    with mistakes_told():
         data = load_data(given.data)
         model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
         if given.prune_only:
@@ -83,9 +84,6 @@ def main() -> None:
                 _all_at_once(model, data, target, given.only or ALLOCATIONS, given.runs)
             return
         rows = [row for target in targets for row in _rows(model, data, target, given)]
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     if not given.train_only:
         publish(result := _result(rows, targets, given), _markdown(result), as_json=given.json)
 
@@ -238,7 +236,7 @@ def _result(rows: list[dict[str, Any]], targets: Sequence[float], given: argpars
     expected = len(targets) * len(ALLOCATIONS)
     bars = [bar for target in targets for bar in _bars(target, [row for row in rows if row["target"] == target])]
     bars.append(
-        {"name": "allocations measured", "value": len(rows), "limit": expected, "ok": len(rows) == expected},
+        at_least("allocations measured", len(rows), expected),
     )
     return measured_here(
         RESULT,
@@ -258,16 +256,16 @@ def _bars(target: float, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
     reached = {row["allocation"]: row for row in rows if "missed" not in row}
     recipes = [reached[name] for name in RECIPES if name in reached]
     if OURS not in reached:
-        return [{"name": f"{OURS} reaches {target:g}x", "value": 0, "limit": 1, "ok": False}]
+        return [at_least(f"{OURS} reaches {target:g}x", 0, 1)]
     off = max(abs(row["measured_speedup"] / target - 1) for row in reached.values())
-    bars = [{"name": f"furthest from {target:g}x", "value": off, "limit": OFF_TARGET, "ok": off <= OFF_TARGET}]
+    bars = [at_most(f"furthest from {target:g}x", off, OFF_TARGET)]
     if recipes:
         gain = reached[OURS]["test_accuracy"] - max(one["test_accuracy"] for one in recipes)
         speed = reached[OURS]["measured_speedup"] / max(one["measured_speedup"] for one in recipes)
         above, fast = f"points above torch-pruning's recipe at {target:g}x", f"speed over the fastest's at {target:g}x"
         bars += [
-            {"name": above, "value": gain, "limit": 0.0, "ok": gain > 0},
-            {"name": fast, "value": speed, "limit": 1 - SLOWER, "ok": speed >= 1 - SLOWER},
+            bar(above, gain, 0.0, ok=gain > 0),
+            at_least(fast, speed, 1 - SLOWER),
         ]
     return bars
 
