@@ -150,7 +150,7 @@ def _markdown(result: dict[str, Any]) -> str:
     highest = max((one for row in alone for one in row["accuracies"]), default=0.0)
     useless = [row["method"] for row in result["rows"] if row not in alone and min(row["accuracies"]) <= highest]
     verdict = f"Not better than no teacher with every seed: {', '.join(useless) or 'none'}.\n"
-    commits = sorted({run["commit"] for runs in result["runs"].values() for run in runs})
+    trained = sorted({f"commit {run['commit']} ({run['cpu']})" for runs in result["runs"].values() for run in runs})
     teachers = "\n".join(f"- {', '.join(names)}: the file of SHA-256 `{sha}`" for sha, names in _taught(result["runs"]))
     missing = [name for name in METHODS if name not in result["settings"]]
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
@@ -162,7 +162,7 @@ def _markdown(result: dict[str, Any]) -> str:
         bars_table(result["bars"]),
         verdict,
         f"Not measured yet: {', '.join(missing)}.\n" if missing else "",
-        f"Trained at commit {', '.join(commits)}.\n",
+        f"Trained at {', '.join(trained)}.\n",
         f"Taught by:\n\n{teachers}\n",
         f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
     )
