@@ -39,12 +39,18 @@ def test_a_factory_may_return_datasets(python_file: PythonFile, labels: str) -> 
         pytest.param("3", "returned int; it must return a mapping: either x_train", id="no-mapping"),
         pytest.param("{}", "returned dict; it must return a mapping", id="nothing"),
         pytest.param("{'x_test': [[1.0]]}", "holds x_test without y_test", id="x-without-y"),
-        pytest.param("{'x_train': None, 'y_train': [0]}", "x_train", id="array-is-none"),
+        pytest.param("{'x_train': None, 'y_train': [0]}", "x_train is one value, not an array", id="array-is-none"),
         pytest.param("{'trian': [([1.0], 0)]}", "'trian'.* Did you mean 'train'|unknown", id="misspelt-split"),
-        pytest.param("{'train': 3}", "train", id="split-is-no-dataset"),
-        pytest.param("{'train': iter([([1.0], 0)])}", "train", id="split-without-length"),
+        pytest.param("{'train': 3}", "train is not a map-style data set of", id="split-is-no-dataset"),
+        pytest.param(
+            "{'train': iter([([1.0], 0)])}", "train is not a map-style data set of", id="split-without-length"
+        ),
         pytest.param("{'train': []}", "train.*no samples", id="empty-dataset"),
-        pytest.param("{'train': [[1.0]]}", "train", id="samples-without-targets"),
+        pytest.param(
+            "{'train': [[1.0]]}",
+            r"train is not a map-style data set of \(sample, class index\)",
+            id="samples-without-targets",
+        ),
         pytest.param("{'train': [([1.0], 0), ([1.0, 2.0], 0)]}", "samples of train differ in shape", id="shapes"),
         pytest.param("{'train': [([1.0], 0.5), ([1.0], 1.5)]}", "class indices are integers", id="float-targets"),
         pytest.param("{'train': [([1.0], 'cat'), ([1.0], 'dog')]}", "class indices are integers", id="text-targets"),

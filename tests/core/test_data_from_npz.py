@@ -74,14 +74,16 @@ def test_the_fingerprint_follows_the_contents(npz: MakeNpz) -> None:
         pytest.param({"y_test": np.full(8, -1)}, "y_test holds 8 labels out of range, the first -1", id="negative"),
         pytest.param({"labels": ["a", "b"]}, "the first 2 at index 2; classes run from 0 to 1", id="too-high"),
         pytest.param({"x_test": np.ones((0, 5)), "y_test": []}, "x_test holds no samples", id="empty-split"),
-        pytest.param({"x_train": np.array(3.0)}, "x_train", id="one-number"),
-        pytest.param({"labels": np.array("abcd")}, "labels", id="labels-not-a-list"),
+        pytest.param({"x_train": np.array(3.0)}, "x_train is one value, not an array of samples", id="one-number"),
+        pytest.param(
+            {"labels": np.array("abcd")}, r"labels has shape \(\); it is a list of class names", id="labels-not-a-list"
+        ),
         pytest.param({"y_train": np.arange(40) % 2 * 3}, "no training sample of class '1', '2'", id="unseen-class"),
         pytest.param({"y_train": np.arange(40) % 2 * 900}, r"of class '1', .* '10' and 889 more; remove", id="garbage"),
         pytest.param({"labels": list("abcde")}, "no training sample of class 'e'", id="unseen-label"),
         pytest.param(
             {"x_train": np.zeros((40, 5, 5), np.uint8), "x_test": np.zeros((8, 1, 5, 5))},
-            "differ",
+            "the splits differ: some hold uint8 images, some floats",
             id="images-and-floats",
         ),
     ],

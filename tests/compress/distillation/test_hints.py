@@ -196,6 +196,23 @@ def test_a_module_that_does_not_run_is_named() -> None:
         Tapped(Lazy(), ["unused"], "student")(torch.randn(2, 3))
 
 
+def test_a_module_that_puts_out_no_tensor_is_named() -> None:
+    class Twice(nn.Module):
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return inputs, inputs
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice = Twice()
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.twice(inputs)[0]
+
+    with pytest.raises(ToolError, match=r"the module 'twice' puts out no tensor \(N, \.\.\.\) that could be compared"):
+        Tapped(Pair(), ["twice"], "student")(torch.randn(2, 3))
+
+
 @pytest.mark.parametrize("method", HINTS)
 def test_a_hint_brings_the_students_features_to_the_teachers(
     method: str, untrained: TorchModel, trained: TorchModel, few_digits: Data
