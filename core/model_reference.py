@@ -284,7 +284,7 @@ def _fits(data: Data | None, preprocessing: Preprocessing) -> bool:
 
 
 def _declared(module: nn.Module, reference: Reference) -> dict[str, Any] | None:
-    """Return what an architecture declares of its input in timm's ``pretrained_cfg``, or torchvision's convention.
+    """Return what an architecture declares of its input in timm's ``pretrained_cfg``, or torchvision's weights do.
 
     A user's factory may declare it alike: ``module.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (...), ...}``.
     """
@@ -292,12 +292,28 @@ def _declared(module: nn.Module, reference: Reference) -> dict[str, Any] | None:
 
     declared = getattr(module, "pretrained_cfg", None)
     if declared is None and reference.kind == "torchvision":
-        side = 299 if reference.name == "inception_v3" else 224
-        declared = {"input_size": (3, side, side), "crop_pct": 0.875, "interpolation": "bilinear"}
+        declared = _declared_by_weights(reference.name)
     if not declared or "input_size" not in declared:
         return None
     resolved: dict[str, Any] = resolve_data_config(pretrained_cfg=declared)
     return resolved
+
+
+def _declared_by_weights(name: str) -> dict[str, Any] | None:
+    """Return how torchvision evaluates an architecture's default weights, as timm spells it."""
+    from torchvision.models import get_model_weights
+
+    preset: Any = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    sides = getattr(preset, "crop_size", ())
+    if len(sides) != 1:  # no classifier of images
+        return None
+    return {
+        "input_size": (3, sides[0], sides[0]),
+        "crop_pct": sides[0] / preset.resize_size[0],
+        "interpolation": preset.interpolation.value,
+        "mean": tuple(preset.mean),
+        "std": tuple(preset.std),
+    }
 
 
 def _statistics(data: Data, preprocessing: Preprocessing) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -80,10 +80,23 @@ def test_what_is_declared_goes_before_a_size_given_to_the_data(
     assert "declares how images become its input (size 160, crop ratio 0.95), so image_size of the data" in caplog.text
 
 
-def test_torchvision_declares_imagenets_convention() -> None:
-    model = load_torch_model("torchvision:squeezenet1_1,num_classes=4")
-    assert model.inputs[0].shape == (3, 224, 224)
-    assert (model.preprocessing.crop_ratio, model.preprocessing.mean) == (0.875, (0.485, 0.456, 0.406))
+@pytest.mark.parametrize(
+    ("name", "side", "crop_ratio", "interpolation"),
+    [
+        ("squeezenet1_1", 224, 0.875, "bilinear"),
+        ("shufflenet_v2_x1_5", 224, 224 / 232, "bilinear"),
+        ("efficientnet_b1", 240, 240 / 255, "bilinear"),
+        ("efficientnet_b2", 288, 1.0, "bicubic"),
+    ],
+)
+def test_torchvision_declares_how_it_evaluates_its_weights(
+    name: str, side: int, crop_ratio: float, interpolation: str
+) -> None:
+    model = load_torch_model(f"torchvision:{name},num_classes=4")
+    preprocessing = model.preprocessing
+    assert model.inputs[0].shape == (3, side, side)
+    assert (preprocessing.crop_ratio, preprocessing.interpolation) == (crop_ratio, interpolation)
+    assert (preprocessing.mean, preprocessing.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_a_given_input_shape_wins_over_the_declared_one() -> None:
