@@ -58,10 +58,10 @@ def published(name: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked when it has uncommitted changes."""
+    """Return the commit of this checkout, marked when it has uncommitted changes but for results, which run nothing."""
     sha, dirty = (
         subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
+        for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", ".", ":!docs/results"))
     )
     return sha + (" with uncommitted changes" if dirty else "")
 
