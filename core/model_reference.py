@@ -303,8 +303,8 @@ def _declared_by_weights(name: str) -> dict[str, Any] | None:
     """Return how torchvision evaluates an architecture's default weights, as timm spells it."""
     from torchvision.models import get_model_weights
 
-    preset: Any = get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
-    sides = getattr(preset, "crop_size", ())
+    preset: Any = get_model_weights(name).DEFAULT.transforms()
+    sides: tuple[int, ...] = getattr(preset, "crop_size", ())
     if len(sides) != 1:  # no classifier of images
         return None
     return {
