@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -304,7 +305,7 @@ def _declared_by_weights(name: str) -> dict[str, Any] | None:
     from torchvision.models import get_model_weights
 
     preset: Any = get_model_weights(name).DEFAULT.transforms()
-    sides: tuple[int, ...] = getattr(preset, "crop_size", ())
+    sides: Sequence[int] = getattr(preset, "crop_size", ())
     if len(sides) != 1:  # no classifier of images
         return None
     return {
