@@ -191,12 +191,24 @@ def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
 
 
 def _pruned(model: TorchModel, data: Data, config: PruneConfig, output: Path) -> tuple[TorchModel, dict[str, Any]]:
-    """Prune unless the folder holds that, by the key beside it; return the model and its report."""
-    key, note = _prune_key(model, data, config), output.with_name(f"{output.name}.key")
+    """Prune unless the folder holds that, by the key beside it; return the model and its report.
+
+    Raises:
+        GateMissedError: The target is out of reach, or was when that was tried before.
+    """
+    key = _prune_key(model, data, config)
+    note, missed = (output.with_name(f"{output.name}.{kind}") for kind in ("key", "missed"))
+    if missed.exists() and missed.read_text().startswith(key):
+        raise GateMissedError(missed.read_text().removeprefix(key))
     if not (note.exists() and note.read_text() == key):
         print(f"{config.allocation}, {config.speedup:g}x, round_to {config.round_to}", file=sys.stderr)
-        with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
-            result = prune(model, config, data=data, measuring=measured, progress=progress)
+        try:
+            with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
+                result = prune(model, config, data=data, measuring=measured, progress=progress)
+        except GateMissedError as error:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            missed.write_text(key + str(error))
+            raise
         note.unlink(missing_ok=True)
         save_trained(result.model, result.report, output)
         note.write_text(key)
