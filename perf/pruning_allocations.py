@@ -11,8 +11,9 @@ layers together. Each of these is pruned to any width and to multiples of 8, as 
 better at once, batch norm re-estimated, is fine-tuned. What the folder holds, or docs/results, of this model, code,
 machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once more,
 all of them interleaved with the unpruned model. --only makes some of the allocations; of the others, what is published
-is listed. After --prune-only, which times and so must run alone, seeds may be trained side by side, a process of
---train-only each; a last run times and publishes.
+is listed, also by other code or of another machine, which is then said. After --prune-only, which times and so needs a
+core for itself, seeds may be trained side by side, a process of --train-only each; a last run, alone, times and
+publishes.
 
 Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it is compared
 with, a speed is not near its target, or an allocation is not measured.
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import at_least, at_most, bar, bars_table
-from results_file import markdown_table, measured_here, mistakes_told, page, publish, published, trees
+from results_file import commit, markdown_table, measured_here, mistakes_told, page, publish, published, trees
 from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
 from bench.latency import TimingConfig, measure, speedup
@@ -90,9 +91,10 @@ def main() -> None:
 
 def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Return a row for each allocation at a target: as published, or made if wanted."""
+    keys, where = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}, digest_of(_where())
     before = {row["key"]: row for row in published(RESULT).get("rows", [])}
-    keys = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}
-    missing = [name for name in given.only or ALLOCATIONS if keys[name] not in before]
+    current = {key for key, row in before.items() if row["where"] == where}
+    missing = [name for name in given.only or ALLOCATIONS if keys[name] not in current]
     made = _all_at_once(model, data, target, missing, given.runs)
     reached = {name: at_once for name, at_once in made.items() if "missed" not in at_once}
     pruned = {name: at_once.pop("model") for name, at_once in reached.items()}
@@ -103,14 +105,16 @@ def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespac
     speeds = _speeds(model, list(pruned.values())) if pruned else []
     for at_once, measured in zip(reached.values(), speeds, strict=True):
         at_once["measured_speedup"] = measured
-    made = {name: {"target": target, "allocation": name, "key": keys[name], **row} for name, row in made.items()}
+    said = {"target": target, "where": where, "measured_at": f"{commit()}, {this_machine().cpu}"}
+    made = {name: {"allocation": name, "key": keys[name], **said, **row} for name, row in made.items()}
     return [made.get(name) or before[keys[name]] for name in ALLOCATIONS if name in made or keys[name] in before]
 
 
 def _row_key(model: TorchModel, data: Data, target: float, allocation: str, given: argparse.Namespace) -> str:
-    """Return the digest of all that a row follows from."""
-    prunes = [_prune_key(model, data, config) for config in _configs(target, allocation)]
-    return digest_of([prunes, TRAINING, given.epochs, given.seeds, _taught_by(given)])
+    """Return the digest of all that was asked for; what a row follows from besides is `_where`."""
+    configs = [asdict(config) for config in _configs(target, allocation)]
+    asked = [configs, torch_digest(model), data.fingerprint]
+    return digest_of([asked, TRAINING, given.epochs, given.seeds, _taught_by(given)])
 
 
 def _configs(target: float, allocation: str) -> list[PruneConfig]:
@@ -189,12 +193,24 @@ def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
 
 
 def _pruned(model: TorchModel, data: Data, config: PruneConfig, output: Path) -> tuple[TorchModel, dict[str, Any]]:
-    """Prune unless the folder holds that, by the key beside it; return the model and its report."""
-    key, note = _prune_key(model, data, config), output.with_name(f"{output.name}.key")
+    """Prune unless the folder holds that, by the key beside it; return the model and its report.
+
+    Raises:
+        GateMissedError: The target is out of reach, or was when that was tried before.
+    """
+    key = _prune_key(model, data, config)
+    note, missed = (output.with_name(f"{output.name}.{kind}") for kind in ("key", "missed"))
+    if missed.exists() and missed.read_text().startswith(key):
+        raise GateMissedError(missed.read_text().removeprefix(key))
     if not (note.exists() and note.read_text() == key):
         print(f"{config.allocation}, {config.speedup:g}x, round_to {config.round_to}", file=sys.stderr)
-        with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
-            result = prune(model, config, data=data, measuring=measured, progress=progress)
+        try:
+            with measuring("cpu", 1, 1, "float32", data) as measured, progress_shown(quiet=False) as progress:
+                result = prune(model, config, data=data, measuring=measured, progress=progress)
+        except GateMissedError as error:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            missed.write_text(key + str(error))
+            raise
         note.unlink(missing_ok=True)
         save_trained(result.model, result.report, output)
         note.write_text(key)
@@ -202,9 +218,13 @@ def _pruned(model: TorchModel, data: Data, config: PruneConfig, output: Path) ->
 
 
 def _prune_key(model: TorchModel, data: Data, config: PruneConfig) -> str:
-    """Return the digest of all that a pruned model follows from: speeds are those of this machine."""
-    where = [this_machine().model_dump(exclude={"system"}), package_versions(), trees(*PRUNES)]
-    return digest_of([asdict(config), torch_digest(model), data.fingerprint, where])
+    """Return the digest of all that a pruned model follows from."""
+    return digest_of([asdict(config), torch_digest(model), data.fingerprint, _where()])
+
+
+def _where() -> list[Any]:
+    """Return what speeds are those of: this machine and this code."""
+    return [this_machine().model_dump(exclude={"system"}), package_versions(), trees(*PRUNES)]
 
 
 def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
@@ -301,6 +321,7 @@ def _markdown(result: dict[str, Any]) -> str:
         "at once is fine-tuned. Measured: all files of a target interleaved with the unpruned model. Settings: "
         f"`{result['training']}`.\n",
         *([markdown_table(reached, columns)] if reached else []),
+        f"Pruned and timed at {'; '.join(sorted({row['measured_at'] for row in result['rows']}))}.\n",
         *(["Out of reach:\n", *missed] if missed else []),
         bars_table(result["bars"]),
     )
