@@ -223,8 +223,8 @@ def _prune_key(model: TorchModel, data: Data, config: PruneConfig) -> str:
 
 
 def _where() -> list[Any]:
-    """Return what speeds are those of: this machine and this code."""
-    return [this_machine().model_dump(exclude={"system"}), package_versions(), trees(*PRUNES)]
+    """Return what speeds are those of: this machine, however many of its cores the process may use, and this code."""
+    return [this_machine().model_dump(exclude={"system", "cores"}), package_versions(), trees(*PRUNES)]
 
 
 def _recovered(pruned: TorchModel, data: Data, seed: int, given: argparse.Namespace, output: Path) -> dict[str, Any]:
