@@ -94,7 +94,8 @@ def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespac
     keys, where = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}, digest_of(_where())
     before = {row["key"]: row for row in published(RESULT).get("rows", [])}
     current = {key for key, row in before.items() if row["where"] == where}
-    missing = [name for name in given.only or ALLOCATIONS if keys[name] not in current]
+    wanted = given.only or ALLOCATIONS
+    missing = [name for name in ALLOCATIONS if name in wanted and keys[name] not in current]
     made = _all_at_once(model, data, target, missing, given.runs)
     reached = {name: at_once for name, at_once in made.items() if "missed" not in at_once}
     pruned = {name: at_once.pop("model") for name, at_once in reached.items()}

@@ -79,10 +79,14 @@ def test_a_recipe_is_pruned_to_any_width_and_to_multiples_and_the_more_accurate_
     assert num_params(found["model"].module) == found["params"]
 
 
-def test_what_is_out_of_reach_is_said(script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path) -> None:
+def test_what_is_out_of_reach_is_said_and_not_searched_for_again(
+    script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = script._at_once(trained, digits, 1e6, "uniform", tmp_path)
     assert found.keys() == {"missed"}
-    row = {"target": 1e6, "allocation": "uniform", "key": "", **found}
+    monkeypatch.setattr(script, "prune", None)  # what would fail if it were called
+    assert script._at_once(trained, digits, 1e6, "uniform", tmp_path) == found
+    row = {"target": 1e6, "allocation": "uniform", "key": "", "measured_at": "here", **found}
     given = Namespace(speedups="1e6", epochs=1, seeds=[0], teacher_file=None)
     result = script._result([row], [1e6], given)
     assert "is out of reach" in script._markdown(result)
@@ -104,8 +108,11 @@ def test_a_row_that_is_published_is_not_made_again_nor_one_that_is_not_wanted(
     )
     key = script._row_key(trained, digits, 2.0, "global", given)
     row = {"target": 2.0, "allocation": "global", "key": key, "measured_speedup": 2.0, "test_accuracy": 90.0}
+    row |= {"where": script.digest_of(script._where())}
     monkeypatch.setattr(script, "published", lambda _: {"rows": [row]})
     assert script._rows(trained, digits, 2.0, given) == [row]
+    monkeypatch.setattr(script, "trees", lambda *_: "other code")
+    assert script._rows(trained, digits, 2.0, Namespace(**vars(given) | {"only": ["none"]})) == [row]
     bars = script._result([row], [2.0], Namespace(**vars(given), speedups="2"))["bars"]
     assert (bars[-1]["name"], bars[-1]["value"], bars[-1]["ok"]) == ("allocations measured", 1, False)
 
