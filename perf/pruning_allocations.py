@@ -256,9 +256,7 @@ def _taught_by(given: argparse.Namespace) -> str:
 def _result(rows: list[dict[str, Any]], targets: Sequence[float], given: argparse.Namespace) -> dict[str, Any]:
     expected = len(targets) * len(ALLOCATIONS)
     bars = [bar for target in targets for bar in _bars(target, [row for row in rows if row["target"] == target])]
-    bars.append(
-        at_least("allocations measured", len(rows), expected),
-    )
+    bars.append(at_least("allocations measured", len(rows), expected))
     return measured_here(
         RESULT,
         "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"

@@ -125,9 +125,10 @@ def train(
     check_full_batch(split, config)
     execution, tried = _execution(student, split, config, key, workspace)
     loop = prepare_loop(student, split, config, execution, loss, wrap)
-    with locked(workspace) if workspace and loop.accelerator.is_main_process else nullcontext():
-        if workspace and loop.accelerator.is_main_process:
-            _note_execution(execution, tried, key, workspace)
+    written = workspace if loop.accelerator.is_main_process else None
+    with locked(written) if written else nullcontext():
+        if written:
+            _note_execution(execution, tried, key, written)
         initial_accuracy = accuracy_on(loop, validation)
         state = TrainingState()
         if workspace:
