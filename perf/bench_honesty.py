@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from bars import at_least, at_most, bars_table
 from onnx import TensorProto, helper
-from results_file import bars_table, commit, markdown_table, measured_here, page, publish
+from results_file import commit, markdown_table, measured_here, mistakes_told, page, publish
 
 from bench.compare import BenchConfig
 from bench.latency import TimingConfig, latency, measure, speedup
@@ -56,13 +57,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-honesty"))
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
-    try:
+    with mistakes_told():
         model = load_onnx_model(given.model)
         with tempfile.TemporaryDirectory() as scratch:
             result = _result(model, Path(scratch), given.threads, given.runs)
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     publish(result, _markdown(result), as_json=given.json)
 
 
@@ -95,20 +93,14 @@ def _result(model: OnnxModel, scratch: Path, threads: int, runs: Path) -> dict[s
         perf_test_ratios=perf_tests,
         beside_ratios=beside,
         bars=[
-            {"name": "false verdicts of 40", "value": false, "limit": MOST_FALSE, "ok": false <= MOST_FALSE},
-            {"name": "slowdowns of 3 % found of 20", "value": found, "limit": LEAST_FOUND, "ok": found >= LEAST_FOUND},
+            at_most("false verdicts of 40", false, MOST_FALSE),
+            at_least("slowdowns of 3 % found of 20", found, LEAST_FOUND),
             *(
-                {"name": f"p50 against {name}'s, off by", "value": off, "limit": TOLERANCE, "ok": off <= TOLERANCE}
+                at_most(f"p50 against {name}'s, off by", abs(statistics.median(ratios) - 1), TOLERANCE)
                 for name, ratios in (("a bare loop", loops), (PERF_TEST, perf_tests))
                 if ratios
-                for off in [abs(statistics.median(ratios) - 1)]
             ),
-            {
-                "name": "p50 on all cores beside three live sessions against alone, off by",
-                "value": disturbed,
-                "limit": BESIDE_TOLERANCE,
-                "ok": disturbed <= BESIDE_TOLERANCE,
-            },
+            at_most("p50 on all cores beside three live sessions against alone, off by", disturbed, BESIDE_TOLERANCE),
         ],
     )
 

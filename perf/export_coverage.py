@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, markdown_table, measured_here, page, publish, trees
+from bars import at_least, bars_table
+from results_file import markdown_table, measured_here, page, publish, trees
 from tried_apart import Row, as_if_trained, filled, once, tried_apart
 
 from core.history import digest_of
@@ -133,13 +134,8 @@ def main() -> None:
         "python perf/export_coverage.py",
         rows=rows,
         bars=[
-            {"name": f"share of {len(rows)}", "value": share, "limit": LEAST_SHARE, "ok": share >= LEAST_SHARE},
-            {
-                "name": "architectures",
-                "value": len(rows),
-                "limit": LEAST_ARCHITECTURES,
-                "ok": len(rows) >= LEAST_ARCHITECTURES,
-            },
+            at_least(f"share of {len(rows)}", share, LEAST_SHARE),
+            at_least("architectures", len(rows), LEAST_ARCHITECTURES),
         ],
     )
     publish(result, _markdown(result), as_json=given.json)

@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, markdown_table, measured_here, page, publish, published
+from bars import at_least, bars_table
+from results_file import markdown_table, measured_here, mistakes_told, page, publish, published
 from seeded_runs import SEED_COLUMNS, noted_runs, over_seeds, seeded_parser, trained_once
 
 from compress.distillation.config import DistillConfig
@@ -27,7 +28,6 @@ from compress.training.loop import TrainReport
 from compress.training.state import partial_folder
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import ToolError
 from core.history import digest_of
 from core.model_reference import load_model, load_torch_model
 from core.references import existing_sha256
@@ -61,16 +61,13 @@ def main() -> None:
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
     wanted = given.only or list(METHODS)
-    try:
+    with mistakes_told():
         data = load_data(given.data)
         before = [run for runs in published(RESULT).get("runs", {}).values() for run in runs]
         found = {
             name: [run for seed in given.seeds if (run := _run(name, seed, data, given, before, train=name in wanted))]
             for name in METHODS
         }
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     publish(
         result := _result({name: runs for name, runs in found.items() if runs}, given),
         _markdown(result),
@@ -126,8 +123,8 @@ def _result(found: dict[str, list[dict[str, Any]]], given: argparse.Namespace) -
     best = max(gains, default=0.0)
     num_done = sum(len(runs) == len(given.seeds) for runs in found.values())
     bars = [
-        {"name": "gain of the best method", "value": best, "limit": LEAST_GAIN, "ok": best >= LEAST_GAIN},
-        {"name": "methods measured", "value": num_done, "limit": len(METHODS), "ok": num_done == len(METHODS)},
+        at_least("gain of the best method", best, LEAST_GAIN),
+        at_least("methods measured", num_done, len(METHODS)),
     ]
     return measured_here(
         RESULT,
@@ -153,7 +150,7 @@ def _markdown(result: dict[str, Any]) -> str:
     highest = max((one for row in alone for one in row["accuracies"]), default=0.0)
     useless = [row["method"] for row in result["rows"] if row not in alone and min(row["accuracies"]) <= highest]
     verdict = f"Not better than no teacher with every seed: {', '.join(useless) or 'none'}.\n"
-    commits = sorted({run["commit"] for runs in result["runs"].values() for run in runs})
+    trained = sorted({f"commit {run['commit']} ({run['cpu']})" for runs in result["runs"].values() for run in runs})
     teachers = "\n".join(f"- {', '.join(names)}: the file of SHA-256 `{sha}`" for sha, names in _taught(result["runs"]))
     missing = [name for name in METHODS if name not in result["settings"]]
     settings = "\n".join(f"- {name}: `{values}`" for name, values in result["settings"].items())
@@ -165,7 +162,7 @@ def _markdown(result: dict[str, Any]) -> str:
         bars_table(result["bars"]),
         verdict,
         f"Not measured yet: {', '.join(missing)}.\n" if missing else "",
-        f"Trained at commit {', '.join(commits)}.\n",
+        f"Trained at {', '.join(trained)}.\n",
         f"Taught by:\n\n{teachers}\n",
         f"Settings; the rest is what `distill` does by default:\n\n{settings}\n",
     )

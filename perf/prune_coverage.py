@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from results_file import bars_table, markdown_table, measured_here, page, publish, trees
+from bars import at_least, bars_table
+from results_file import markdown_table, measured_here, page, publish, trees
 from tried_apart import Row, as_if_trained, filled, fit_batch_norm, once, tried_apart
 
 from compress.pruning.prune import PruneConfig, prune
@@ -148,8 +149,8 @@ def main() -> None:
         "python perf/prune_coverage.py",
         rows=rows,
         bars=[
-            {"name": f"share of {len(rows)}", "value": share, "limit": LEAST_SHARE, "ok": share >= LEAST_SHARE},
-            {"name": "architectures", "value": len(rows), "limit": 60, "ok": len(rows) >= 60},
+            at_least(f"share of {len(rows)}", share, LEAST_SHARE),
+            at_least("architectures", len(rows), 60),
         ],
     )
     publish(result, _markdown(result), as_json=given.json)

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from results_file import ROOT, bars_table, markdown_table, measured_here, page, publish
+from bars import at_most, bars_table
+from results_file import ROOT, markdown_table, measured_here, page, publish
 
 RESULT = "prune-to-speed"
 MOST_OFF, MOST_SECONDS = 0.05, 180.0
@@ -39,7 +40,7 @@ def main() -> None:
     for row in rows:
         off = abs(row["speedup"] / given.speedup - 1)
         for what, value, limit in (("off the target", off, MOST_OFF), ("seconds", row["seconds"], MOST_SECONDS)):
-            bars.append({"name": f"{row['precision']}: {what}", "value": value, "limit": limit, "ok": value <= limit})
+            bars.append(at_most(f"{row['precision']}: {what}", value, limit))
     result = measured_here(
         RESULT,
         f"python perf/prune_to_speed.py --data DATA --weights WEIGHTS --speedup {given.speedup:g}",

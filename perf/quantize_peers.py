@@ -35,8 +35,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from bars import at_least, at_most, bar, bars_table
 from peer_quantizers import PEERS
-from results_file import bars_table, commit, markdown_table, measured_here, page, publish, published
+from results_file import commit, markdown_table, measured_here, mistakes_told, page, publish, published
 
 from bench.compare import BenchConfig, BenchRow, bench
 from bench.runnable import open_onnx_run
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/quantize-peers"))
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
-    try:
+    with mistakes_told():
         data = load_data(given.data)
         found: dict[str, Found] = {}
         for name in MODELS:
@@ -109,9 +110,6 @@ def main() -> None:
             found |= _once(name, given.runs / name, measure)
         texts = partial(_text, given.text_model, load_data(given.text_data)) if given.text_model else None
         found |= _once(TEXT, given.runs / "text", texts)
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     command = f"--data {Path(given.data).name} --weights {Path(given.weights).name} --peers PEERS"
     if TEXT in found:
         command += " --text-model CHECKPOINT --text-data sst2"
@@ -123,7 +121,7 @@ def main() -> None:
         left_out=[missing for one in found.values() for missing in one["left_out"]],
         bars=[
             *(bar for one in found.values() for bar in one["bars"]),
-            {"name": "models", "value": len(found), "limit": len(MODELS) + 1, "ok": len(found) == len(MODELS) + 1},
+            at_least("models", len(found), len(MODELS) + 1),
         ],
     )
     others = [one for one in _sections() if _instructions(one["machine"]) != _instructions(measured["machine"])]
@@ -319,20 +317,12 @@ def _bars(model: str, rows: list[dict[str, Any]], seconds: float | None) -> list
         no_slower = ours["speedup"] >= fastest["speedup"] or (
             fastest["interval"] and ours["interval"] and fastest["interval"][0] <= ours["interval"][1]
         )
-        bars.append(
-            {
-                "model": model,
-                "name": f"{model}: ours over the fastest peer ({fastest['tool']}); kept where their intervals meet",
-                "value": ours["speedup"] / fastest["speedup"],
-                "limit": 1.0,
-                "ok": bool(no_slower),
-            }
-        )
+        name = f"{model}: ours over the fastest peer ({fastest['tool']}); kept where their intervals meet"
+        bars.append(bar(name, ours["speedup"] / fastest["speedup"], 1.0, ok=bool(no_slower)))
     if seconds is not None:
         for what, value, limit in (("points lost", ours["drop"], MOST_POINTS), ("seconds", seconds, MOST_SECONDS)):
-            name = f"{model}: {what}"
-            bars.append({"model": model, "name": name, "value": value, "limit": limit, "ok": value <= limit})
-    return bars
+            bars.append(at_most(f"{model}: {what}", value, limit))
+    return [{"model": model, **one} for one in bars]
 
 
 def _instructions(machine: dict[str, Any]) -> str:

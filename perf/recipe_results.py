@@ -8,12 +8,12 @@ Exits 3 when a bar of the recipe's gate is missed.
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from results_file import bars_table, commit, markdown_table, page, publish
+from bars import bars_table
+from results_file import commit, markdown_table, mistakes_told, page, publish
 
 from bench.compare import BenchReport
 from bench.table import bench_remarks, bench_tables, markdown
@@ -34,7 +34,7 @@ def main() -> None:
     given = parser.parse_args()
     set_up_logging(verbose=False, quiet=False)
     made_at = commit()
-    try:
+    with mistakes_told():
         path = find_recipe(given.recipe)
         recipe = load_recipe(path, tuple(given.overrides))
         output = given.output or Path("runs") / recipe.name
@@ -44,9 +44,6 @@ def main() -> None:
         with progress_shown(quiet=False) as progress:
             report = run(recipe, output, progress=progress)
         result = _result(report, path, given.overrides, made_at)
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     publish(result, _markdown(result), as_json=given.json)
 
 

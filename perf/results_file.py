@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bench.table import TextTable, markdown
+from core.errors import ToolError
 from core.machine import package_versions, this_machine
 from core.result import FORMAT_VERSION
 from core.whole_output import whole_file
@@ -38,6 +40,16 @@ def publish(result: dict[str, Any], text: str, *, as_json: bool) -> NoReturn:
     sys.exit(0 if all(bar["ok"] for bar in result["bars"]) else 3)
 
 
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """End with one line and the command line's exit code where the block raises what a user can mend."""
+    try:
+        yield
+    except ToolError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 def published(name: str) -> dict[str, Any]:
     """Return the result that stands in docs/results under a name; empty where there is none."""
     path = ROOT / "docs" / "results" / f"{name}.json"
@@ -46,10 +58,10 @@ def published(name: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Return the commit of this checkout, marked when it has uncommitted changes."""
+    """Return the commit of this checkout, marked when it has uncommitted changes but for results, which run nothing."""
     sha, dirty = (
         subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-        for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain"))
+        for arguments in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--", ".", ":!docs/results"))
     )
     return sha + (" with uncommitted changes" if dirty else "")
 
@@ -66,19 +78,6 @@ def page(title: str, result: dict[str, Any], *parts: str, level: int = 1) -> str
     """Return a result as Markdown: its title, by what it was made, the parts, and where it was measured."""
     made_by = f"Made by `{result['command']}` at commit {result['commit']}; do not edit."
     return "\n".join([f"{'#' * level} {title}\n", f"{made_by}\n", *parts, _where(result)])
-
-
-def bars_table(bars: Sequence[dict[str, Any]]) -> str:
-    """Return the bars as Markdown."""
-    return markdown_table(
-        bars,
-        {
-            "bar": lambda bar: bar["name"],
-            "measured": lambda bar: f"{bar['value']:.4g}",
-            "limit": lambda bar: f"{bar['limit']:g}",
-            "": lambda bar: "kept" if bar["ok"] else "MISSED",
-        },
-    )
 
 
 def markdown_table(rows: Sequence[dict[str, Any]], columns: dict[str, Callable[[dict[str, Any]], str]]) -> str:

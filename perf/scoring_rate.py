@@ -8,18 +8,17 @@ Exits 3 when scoring is below 90 % of its rate.
 
 import argparse
 import statistics
-import sys
 import time
 from typing import Any
 
 import numpy as np
-from results_file import bars_table, markdown_table, measured_here, page, publish
+from bars import at_least, bars_table
+from results_file import markdown_table, measured_here, mistakes_told, page, publish
 
 from core.batches import batches
 from core.compatibility import preprocessing_of
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import ToolError
 from core.model_reference import load_onnx_model
 from core.onnx_model import OnnxModel
 from core.predict import predict
@@ -37,23 +36,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
     given = parser.parse_args()
-    try:
+    with mistakes_told():
         data = load_data(given.data)
         rows = [_row(load_onnx_model(model), data, given.batch_size) for model in given.models]
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     result = measured_here(
         "scoring-rate",
         f"python perf/scoring_rate.py MODEL.onnx... --data DATA --batch-size {given.batch_size}",
         rows=rows,
         bars=[
-            {
-                "name": f"scoring rate against the bare session's, {row['operators']}",
-                "value": row["ratio"],
-                "limit": LEAST_RATIO,
-                "ok": row["ratio"] >= LEAST_RATIO,
-            }
+            at_least(f"scoring rate against the bare session's, {row['operators']}", row["ratio"], LEAST_RATIO)
             for row in rows
         ],
     )

@@ -11,6 +11,7 @@ from results_file import commit
 
 from compress.training.loop import TrainReport
 from core.data import Data
+from core.machine import this_machine
 from core.predict import accuracy, predict
 from core.result import Result
 from core.torch_model import TorchModel
@@ -63,6 +64,7 @@ def trained_once(
         "test_accuracy": accuracy(*predict(result.model, data, "test")),
         "validation_accuracy": result.report.validation_accuracy,
         "commit": commit(),
+        "cpu": this_machine().cpu,
     }
     with whole_file(output / "accuracies.json") as part:
         part.write_text(json.dumps(found))

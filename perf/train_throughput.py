@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bars import at_least, bars_table
 from peer_loops import BATCH, KD_RATIO, TEMPERATURE, Steps, plain_loop, timm_loop, torchdistill_loop
-from results_file import bars_table, markdown_table, measured_here, page, publish
+from results_file import markdown_table, measured_here, mistakes_told, page, publish
 from torch import Tensor
 
 from compress.distillation.config import DistillConfig
@@ -34,7 +35,6 @@ from compress.training.speed_trial import choose_execution
 from compress.training.step import TrainBatch, epoch_batches, prepare_loop, train_mode, train_step
 from core.data import Data
 from core.data_reference import load_data
-from core.errors import ToolError
 from core.model_reference import load_onnx_model, load_torch_model
 from core.outputs import logits_in
 from core.predict import frozen_copy
@@ -62,12 +62,8 @@ def main() -> None:
     given = parser.parse_args()
     if torch.accelerator.is_available():
         sys.exit("this compares loops on a CPU, and onnxpress would take the GPU: hide it with CUDA_VISIBLE_DEVICES=")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            result = _measured(given, Path(scratch))
-    except ToolError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    with mistakes_told(), tempfile.TemporaryDirectory() as scratch:
+        result = _measured(given, Path(scratch))
     publish(result, _markdown(result), as_json=given.json)
 
 
@@ -113,8 +109,8 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for name, found in rates.items()
         ],
         bars=[
-            _bar("speedup over the plain loop", _median_ratio(rates[CACHED], rates[PLAIN]), LEAST_SPEEDUP),
-            _bar("share of the ceiling", _median_ratio(rates[CACHED], rates[CEILING]), LEAST_OF_CEILING),
+            at_least("speedup over the plain loop", _median_ratio(rates[CACHED], rates[PLAIN]), LEAST_SPEEDUP),
+            at_least("share of the ceiling", _median_ratio(rates[CACHED], rates[CEILING]), LEAST_OF_CEILING),
         ],
     )
 
@@ -122,10 +118,6 @@ def _measured(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
 def _median_ratio(rates: Sequence[float], others: Sequence[float]) -> float:
     """Return the median over the turns of one rate to another of the same turn."""
     return statistics.median(rate / other for rate, other in zip(rates, others, strict=True))
-
-
-def _bar(name: str, value: float, limit: float) -> dict[str, Any]:
-    return {"name": name, "value": value, "limit": limit, "ok": value >= limit}
 
 
 def _interleaved(contenders: dict[str, Steps], turns: int, steps: int) -> dict[str, list[float]]:
