@@ -8,15 +8,16 @@ Every allocation is searched for the same speedup on ONNX Runtime (float32, batc
 knowledge distillation from the unpruned model for the same epochs; the epoch that validates best is read on the test
 split, once. All but latency are torch-pruning's: magnitude, all layers ranked together, the same share of each, or like
 layers together. Each of these is pruned to any width and to multiples of 8, as its documentation begins; what validates
-better at once, batch norm re-estimated, is fine-tuned. What the folder holds, or docs/results, of this model, code,
-machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once more,
-all of them interleaved with the unpruned model. --only makes some of the allocations; of the others, what is published
-is listed, also by other code or of another machine, which is then said. After --prune-only, which times and so needs a
-core for itself, seeds may be trained side by side, a process of --train-only each; a last run, alone, times and
-publishes.
+better at once, batch norm re-estimated, is fine-tuned. Their widths may jump over the target: then latency is asked for
+the speed of the fastest recipe as well, and compared there. What the folder holds, or docs/results, of this model,
+code, machine and these settings is not run again, one that was cut off goes on. The files of a target are timed once
+more, all of them interleaved with the unpruned model. --only makes some of the allocations, the recipes always with
+latency; of the others, what is published is listed, also by other code or of another machine, which is then said. After
+--prune-only, which times and so needs a core for itself, seeds may be trained side by side, a process of --train-only
+each; a last run, alone, times and publishes.
 
 Exits 3 when the latency-aware allocation is not the most accurate, is more than 2 % slower than a recipe it is compared
-with, a speed is not near its target, or an allocation is not measured.
+with, a speed is below its target by more than 5 %, or an allocation is not measured.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bars import at_least, at_most, bar, bars_table
+from bars import at_least, bar, bars_table
 from results_file import commit, markdown_table, measured_here, mistakes_told, page, publish, published, trees
 from seeded_runs import SEED_COLUMNS, over_seeds, seeded_parser, trained_once
 
@@ -60,7 +61,7 @@ OURS, RECIPES = "latency", ("global", "uniform")
 ROUNDED_TO = (1, 8)  # widths of torch-pruning's allocations; ours finds those that are fast by itself
 PRUNES = ("core", "compress/pruning", "compress/divergence.py", "export", "bench", "stages.py")  # the code that does
 SLOWER = 0.02  # than the recipes, within which ours counts as equally fast
-OFF_TARGET = 0.1  # of a speed that was asked for
+SHORT = 0.05  # of a speed that was asked for, by which one may miss it
 TIMING = TimingConfig(half_width=0.005, max_seconds=300)
 TRAINING = {"lr": 0.05, "crop_padding": 4, "flip": True, "method": "kd", "kd_ratio": 0.9, "temperature": 4.0}
 
@@ -80,54 +81,65 @@ def main() -> None:
     with mistakes_told():
         data = load_data(given.data)
         model = load_torch_model(f"{FACTORY}:resnet56,weights={given.weights}", data)
-        if given.prune_only:
-            for target in targets:
-                _all_at_once(model, data, target, given.only or ALLOCATIONS, given.runs)
-            return
         rows = [row for target in targets for row in _rows(model, data, target, given)]
-    if not given.train_only:
+    if not (given.prune_only or given.train_only):
         publish(result := _result(rows, targets, given), _markdown(result), as_json=given.json)
 
 
 def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a row for each allocation at a target: as published, or made if wanted."""
-    keys, where = {name: _row_key(model, data, target, name, given) for name in ALLOCATIONS}, digest_of(_where())
-    before = {row["key"]: row for row in published(RESULT).get("rows", [])}
-    current = {key for key, row in before.items() if row["where"] == where}
-    wanted = given.only or ALLOCATIONS
-    missing = [name for name in ALLOCATIONS if name in wanted and keys[name] not in current]
-    made = _all_at_once(model, data, target, missing, given.runs)
-    reached = {name: at_once for name, at_once in made.items() if "missed" not in at_once}
-    pruned = {name: at_once.pop("model") for name, at_once in reached.items()}
-    for name, at_once in reached.items():
-        at_once |= _taught(pruned[name], data, target, name, given)
+    """Return the rows of a target, as published or, of the allocations that are wanted, made."""
+    rows = [_pruned_row(model, data, target, name, given) for name in ALLOCATIONS]
+    if (fastest := _fastest_recipe(rows)) > target * (1 + SLOWER):
+        rows.append(_pruned_row(model, data, fastest, OURS, given))
+    rows = [row for row in rows if row]
+    made = [row for row in rows if "model" in row]
+    if given.prune_only:
+        return []
+    for row in made:
+        row |= _taught(row["model"], data, row["asked"], row["allocation"], given)
     if given.train_only:
         return []
-    speeds = _speeds(model, list(pruned.values())) if pruned else []
-    for at_once, measured in zip(reached.values(), speeds, strict=True):
-        at_once["measured_speedup"] = measured
-    said = {"target": target, "where": where, "measured_at": f"{commit()}, {this_machine().cpu}"}
-    made = {name: {"allocation": name, "key": keys[name], **said, **row} for name, row in made.items()}
-    return [made.get(name) or before[keys[name]] for name in ALLOCATIONS if name in made or keys[name] in before]
+    for row, measured in zip(made, _speeds(model, [row.pop("model") for row in made]) if made else [], strict=True):
+        row["measured_speedup"] = measured
+    return [{**row, "target": target} for row in rows]
 
 
-def _row_key(model: TorchModel, data: Data, target: float, allocation: str, given: argparse.Namespace) -> str:
+def _fastest_recipe(rows: Sequence[dict[str, Any]]) -> float:
+    """Return the speed of torch-pruning's fastest recipe as its search timed it, to two decimals; 0 without one."""
+    recipes = [row for row in rows if row.get("allocation") in RECIPES and "tried" in row]
+    taken = [one for row in recipes for one in row["tried"] if one["round_to"] == row["round_to"]]
+    return round(max((one["measured_speedup"] for one in taken), default=0.0), 2)
+
+
+def _pruned_row(
+    model: TorchModel, data: Data, asked: float, allocation: str, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Return the row that is published, or one begun with the pruned ``model``; empty if it is not wanted."""
+    key, where = _row_key(model, data, asked, allocation, given), digest_of(_where())
+    before = {row["key"]: row for row in published(RESULT).get("rows", [])}.get(key, {})
+    if before.get("where") == where or allocation not in _wanted(given):
+        return before
+    at_once = _at_once(model, data, asked, allocation, _folder(given, allocation, asked))
+    measured_at = f"{commit()}, {this_machine().cpu}"
+    return {"allocation": allocation, "asked": asked, "key": key, "where": where, "measured_at": measured_at, **at_once}
+
+
+def _wanted(given: argparse.Namespace) -> set[str]:
+    """Return what to make; the recipes come with ours, which is asked for their speed."""
+    named = set(given.only or ALLOCATIONS)
+    return named.union(RECIPES) if OURS in named else named
+
+
+def _row_key(model: TorchModel, data: Data, asked: float, allocation: str, given: argparse.Namespace) -> str:
     """Return the digest of all that was asked for; what a row follows from besides is `_where`."""
-    configs = [asdict(config) for config in _configs(target, allocation)]
-    asked = [configs, torch_digest(model), data.fingerprint]
-    return digest_of([asked, TRAINING, given.epochs, given.seeds, _taught_by(given)])
+    configs = [asdict(config) for config in _configs(asked, allocation)]
+    settings = [configs, torch_digest(model), data.fingerprint]
+    return digest_of([settings, TRAINING, given.epochs, given.seeds, _taught_by(given)])
 
 
 def _configs(target: float, allocation: str) -> list[PruneConfig]:
     rounded_to = (1,) if allocation == OURS else ROUNDED_TO
     return [PruneConfig(speedup=target, allocation=allocation, round_to=one) for one in rounded_to]  # type: ignore[arg-type]
-
-
-def _all_at_once(
-    model: TorchModel, data: Data, target: float, allocations: Sequence[str], runs: Path
-) -> dict[str, dict[str, Any]]:
-    """Prune by each of some allocations; see `_at_once`."""
-    return {name: _at_once(model, data, target, name, runs / f"{name}-{target:g}x") for name in allocations}
 
 
 def _at_once(model: TorchModel, data: Data, target: float, allocation: str, folder: Path) -> dict[str, Any]:
@@ -173,13 +185,15 @@ def _prunes(
     return found, missed
 
 
-def _taught(
-    pruned: TorchModel, data: Data, target: float, allocation: str, given: argparse.Namespace
-) -> dict[str, Any]:
+def _taught(pruned: TorchModel, data: Data, asked: float, allocation: str, given: argparse.Namespace) -> dict[str, Any]:
     """Return the test accuracies after fine-tuning, over the seeds."""
-    folder = given.runs / f"{allocation}-{target:g}x"
+    folder = _folder(given, allocation, asked)
     runs = [_recovered(pruned, data, seed, given, folder / f"recovered-{given.epochs}-{seed}") for seed in given.seeds]
     return {**over_seeds(runs), "commits": [run["commit"] for run in runs]}
+
+
+def _folder(given: argparse.Namespace, allocation: str, asked: float) -> Path:
+    return given.runs / f"{allocation}-{asked:g}x"
 
 
 def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
@@ -254,9 +268,9 @@ def _taught_by(given: argparse.Namespace) -> str:
 
 
 def _result(rows: list[dict[str, Any]], targets: Sequence[float], given: argparse.Namespace) -> dict[str, Any]:
-    expected = len(targets) * len(ALLOCATIONS)
     bars = [bar for target in targets for bar in _bars(target, [row for row in rows if row["target"] == target])]
-    bars.append(at_least("allocations measured", len(rows), expected))
+    measured = {(row["target"], row["allocation"]) for row in rows}
+    bars.append(at_least("allocations measured", len(measured), len(targets) * len(ALLOCATIONS)))
     return measured_here(
         RESULT,
         "python perf/pruning_allocations.py --data DATA --weights WEIGHTS"
@@ -271,16 +285,19 @@ def _result(rows: list[dict[str, Any]], targets: Sequence[float], given: argpars
 
 
 def _bars(target: float, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the bar on accuracy, and those without which it would say nothing: all near the target, ours no slower."""
-    reached = {row["allocation"]: row for row in rows if "missed" not in row}
-    recipes = [reached[name] for name in RECIPES if name in reached]
-    if OURS not in reached:
+    """Return the bar on accuracy, and those without which it says nothing: none short of the target, ours no slower.
+
+    Ours is the fastest of its rows: what was asked for the recipes' speed where they jump over the target.
+    """
+    reached = [row for row in rows if "missed" not in row]
+    if not (ours := [row for row in reached if row["allocation"] == OURS]):
         return [at_least(f"{OURS} reaches {target:g}x", 0, 1)]
-    off = max(abs(row["measured_speedup"] / target - 1) for row in reached.values())
-    bars = [at_most(f"furthest from {target:g}x", off, OFF_TARGET)]
-    if recipes:
-        gain = reached[OURS]["test_accuracy"] - max(one["test_accuracy"] for one in recipes)
-        speed = reached[OURS]["measured_speedup"] / max(one["measured_speedup"] for one in recipes)
+    share = min(row["measured_speedup"] for row in reached) / target
+    bars = [at_least(f"slowest over {target:g}x", share, 1 - SHORT)]
+    if recipes := [row for row in reached if row["allocation"] in RECIPES]:
+        compared = max(ours, key=lambda row: row["measured_speedup"])
+        gain = compared["test_accuracy"] - max(one["test_accuracy"] for one in recipes)
+        speed = compared["measured_speedup"] / max(one["measured_speedup"] for one in recipes)
         above, fast = f"points above torch-pruning's recipe at {target:g}x", f"speed over the fastest's at {target:g}x"
         bars += [
             bar(above, gain, 0.0, ok=gain > 0),
@@ -293,6 +310,7 @@ def _markdown(result: dict[str, Any]) -> str:
     columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "target": lambda row: f"{row['target']:g}x",
         "allocation": lambda row: row["allocation"],
+        "asked for": lambda row: f"{row['asked']:g}x",
         "widths": lambda row: "any" if row["round_to"] == 1 else f"multiples of {row['round_to']}",
         "measured": lambda row: f"{row['measured_speedup']:.2f}x",
         "MACs": lambda row: f"{row['macs_ratio']:.2f}x fewer",
@@ -307,7 +325,7 @@ def _markdown(result: dict[str, Any]) -> str:
     }
     reached = [row for row in result["rows"] if "missed" not in row]
     missed = [
-        f"* {row['allocation']}, {row['target']:g}x: {said}\n"
+        f"* {row['allocation']}, {row['asked']:g}x: {said}\n"
         for row in result["rows"]
         for said in ([row["missed"]] if "missed" in row else row["out_of_reach"])
     ]
@@ -317,7 +335,9 @@ def _markdown(result: dict[str, Any]) -> str:
         f"float32, batch 1, one thread; then {result['epochs']} epochs of knowledge distillation from the unpruned "
         f"model, seeds {result['seeds']}. At once: right after pruning, batch-norm statistics re-estimated. "
         "torch-pruning's allocations are pruned to any width and to multiples of 8, and the one that validates better "
-        "at once is fine-tuned. Measured: all files of a target interleaved with the unpruned model. Settings: "
+        "at once is fine-tuned. Where global or uniform comes out more than 2 % faster than the target, latency is "
+        "asked for that speed too, and compared there. "
+        "Measured: all files of a target interleaved with the unpruned model. Settings: "
         f"`{result['training']}`.\n",
         *([markdown_table(reached, columns)] if reached else []),
         f"Pruned and timed at {'; '.join(sorted({row['measured_at'] for row in result['rows']}))}.\n",

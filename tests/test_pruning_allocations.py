@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_what_is_out_of_reach_is_said_and_not_searched_for_again(
     assert found.keys() == {"missed"}
     monkeypatch.setattr(script, "prune", None)  # what would fail if it were called
     assert script._at_once(trained, digits, 1e6, "uniform", tmp_path) == found
-    row = {"target": 1e6, "allocation": "uniform", "key": "", "measured_at": "here", **found}
+    row = {"target": 1e6, "asked": 1e6, "allocation": "uniform", "key": "", "measured_at": "here", **found}
     given = Namespace(speedups="1e6", epochs=1, seeds=[0], teacher_file=None)
     result = script._result([row], [1e6], given)
     assert "is out of reach" in script._markdown(result)
@@ -96,18 +97,10 @@ def test_what_is_out_of_reach_is_said_and_not_searched_for_again(
 def test_a_row_that_is_published_is_not_made_again_nor_one_that_is_not_wanted(
     script: ModuleType, trained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "weights").write_text("w")
-    given = Namespace(
-        only=["global"],
-        train_only=False,
-        epochs=1,
-        seeds=[0],
-        teacher_file=None,
-        weights=str(tmp_path / "weights"),
-        runs=tmp_path,
-    )
+    given = _given(tmp_path, only=["global"])
     key = script._row_key(trained, digits, 2.0, "global", given)
     row = {"target": 2.0, "allocation": "global", "key": key, "measured_speedup": 2.0, "test_accuracy": 90.0}
+    row |= {"round_to": 8, "tried": [{"round_to": 8, "measured_speedup": 2.0}]}
     row |= {"where": script.digest_of(script._where())}
     monkeypatch.setattr(script, "published", lambda _: {"rows": [row]})
     assert script._rows(trained, digits, 2.0, given) == [row]
@@ -117,15 +110,48 @@ def test_a_row_that_is_published_is_not_made_again_nor_one_that_is_not_wanted(
     assert (bars[-1]["name"], bars[-1]["value"], bars[-1]["ok"]) == ("allocations measured", 1, False)
 
 
+@pytest.mark.parametrize(("uniform", "then"), [(2.196, [("latency", 2.2)]), (2.03, [])])
+def test_ours_is_asked_for_the_fastest_recipes_speed_where_that_jumps_over_the_target(
+    script: ModuleType,
+    trained: TorchModel,
+    digits: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uniform: float,
+    then: list[tuple[str, float]],
+) -> None:
+    speeds = {"latency": 2.01, "global": 2.02, "uniform": uniform, "isomorphic": 2.9}
+    asked: list[tuple[str, float]] = []
+
+    def at_once(_model: TorchModel, _data: Data, speed: float, allocation: str, _folder: Path) -> dict[str, Any]:
+        asked.append((allocation, speed))
+        tried = [{"round_to": 1, "measured_speedup": 2.5}, {"round_to": 8, "measured_speedup": speeds[allocation]}]
+        return {"model": trained, "round_to": 8, "tried": tried}
+
+    monkeypatch.setattr(script, "_at_once", at_once)
+    monkeypatch.setattr(script, "published", lambda _: {})
+    given = _given(tmp_path, only=["latency", "isomorphic"], prune_only=True)
+    assert script._rows(trained, digits, 2.0, given) == []
+    assert asked == [*((name, 2.0) for name in script.ALLOCATIONS), *then]
+
+
 @pytest.mark.parametrize(("speed", "is_kept"), [(1.97, True), (1.95, False)])
 def test_accuracies_are_compared_at_the_same_speed(script: ModuleType, speed: float, is_kept: bool) -> None:
+    measured = (("latency", 93.0, 1.9), ("global", 90.0, 2.0), ("uniform", 91.0, 1.9), ("latency", 92.0, speed))
     rows = [
-        {"allocation": name, "test_accuracy": accuracy, "measured_speedup": measured}
-        for name, accuracy, measured in (("latency", 92.0, speed), ("global", 90.0, 2.0), ("uniform", 91.0, 1.9))
+        {"allocation": name, "test_accuracy": accuracy, "measured_speedup": speedup}
+        for name, accuracy, speedup in measured
     ]
-    near, accuracy, fast = script._bars(2.0, rows)
-    assert (near["value"], near["ok"]) == (pytest.approx(0.05), True)
+    slowest, accuracy, fast = script._bars(2.0, rows)
+    assert (slowest["value"], slowest["ok"]) == (pytest.approx(0.95), True)
     assert (accuracy["value"], accuracy["ok"]) == (1.0, True)
     assert fast["value"] == pytest.approx(speed / 2.0)
     assert fast["ok"] is is_kept
-    assert not script._bars(2.5, rows)[0]["ok"]
+    assert not script._bars(2.01, rows)[0]["ok"]
+
+
+def _given(folder: Path, *, only: list[str], prune_only: bool = False) -> Namespace:
+    weights = folder / "weights"
+    weights.write_text("w")
+    told = {"epochs": 1, "seeds": [0], "teacher_file": None, "weights": str(weights), "runs": folder}
+    return Namespace(**told, only=only, prune_only=prune_only, train_only=False)
