@@ -99,8 +99,9 @@ def _rows(model: TorchModel, data: Data, target: float, given: argparse.Namespac
         row |= _taught(row["model"], data, row["asked"], row["allocation"], given)
     if given.train_only:
         return []
-    for row, measured in zip(made, _speeds(model, [row.pop("model") for row in made]) if made else [], strict=True):
-        row["measured_speedup"] = measured
+    if made:
+        for row, measured in zip(made, _speeds(model, [row.pop("model") for row in made]), strict=True):
+            row["measured_speedup"] = measured
     return [{**row, "target": target} for row in rows]
 
 
@@ -116,7 +117,7 @@ def _pruned_row(
 ) -> dict[str, Any]:
     """Return the row that is published, or one begun with the pruned ``model``; empty if it is not wanted."""
     key, where = _row_key(model, data, asked, allocation, given), digest_of(_where())
-    before = {row["key"]: row for row in published(RESULT).get("rows", [])}.get(key, {})
+    before: dict[str, Any] = {row["key"]: row for row in published(RESULT).get("rows", [])}.get(key, {})
     if before.get("where") == where or allocation not in _wanted(given):
         return before
     at_once = _at_once(model, data, asked, allocation, _folder(given, allocation, asked))
@@ -193,7 +194,8 @@ def _taught(pruned: TorchModel, data: Data, asked: float, allocation: str, given
 
 
 def _folder(given: argparse.Namespace, allocation: str, asked: float) -> Path:
-    return given.runs / f"{allocation}-{asked:g}x"
+    runs: Path = given.runs
+    return runs / f"{allocation}-{asked:g}x"
 
 
 def _speeds(model: TorchModel, pruned: Sequence[TorchModel]) -> list[float]:
