@@ -1,20 +1,45 @@
 """Which options of one command go together. What does not is wrong usage, said before anything heavy is imported."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import click
 from click import UsageError
+from click.core import ParameterSource
 
 from command_options import PRUNING_TARGETS
 
+PRUNE_ONLY = (
+    "precision",
+    "batch_size",
+    "allocation",
+    "round_to",
+    "prune_heads",
+    "baseline",
+    "provider",
+    "threads",
+)
+
 
 def require_pruning_target(given: dict[str, Any], *, sensitivity: bool, data: str | None) -> None:
-    """Raise `click.UsageError` unless exactly one target is given, or none, and data, for `--sensitivity`."""
+    """Raise `click.UsageError` unless exactly one target is given, or for `--sensitivity` none, with data.
+
+    What `--sensitivity` does not read may not be given with it.
+    """
     num_targets = sum(given[name] is not None for name in PRUNING_TARGETS)
     if sensitivity and (num_targets or data is None):
         raise UsageError("--sensitivity takes --data and no target: it prunes nothing")
+    if sensitivity and (unread := _on_command_line(PRUNE_ONLY)):
+        raise UsageError(f"--sensitivity prunes nothing and does not read {', '.join(unread)}; leave that away")
     if not sensitivity and num_targets != 1:
         words = [f"--{name.replace('_', '-')}" for name in PRUNING_TARGETS]
         raise UsageError(f"give one of {', '.join(words[:-1])} and {words[-1]}")
+
+
+def _on_command_line(names: Sequence[str]) -> list[str]:
+    """Return those options of the running command that the user gave, as they are spelled."""
+    source = click.get_current_context().get_parameter_source
+    return [f"--{name.replace('_', '-')}" for name in names if source(name) == ParameterSource.COMMANDLINE]
 
 
 def qat_settings(

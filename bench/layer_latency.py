@@ -178,7 +178,7 @@ def _alone(name: str, layer: LayerShape, batch_size: int, types: tuple[str, str]
         attributes = {
             "kernel_shape": layer.kernel,
             "strides": layer.stride,
-            "pads": [*layer.padding, *layer.padding],
+            "pads": list(layer.padding),
             "dilations": layer.dilation,
             "group": layer.groups,
         }

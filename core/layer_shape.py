@@ -23,7 +23,7 @@ class LayerShape(BaseModel, frozen=True):
             recurrent one (steps,).
         kernel: Size of the kernel.
         stride: Its step.
-        padding: Zeros added on each side.
+        padding: Zeros added before each axis, then those after each, as ONNX's ``pads``.
         dilation: Distance between its elements.
         directions: 2 where a recurrent layer reads both ways.
         depth: Recurrent layers on top of one another.
@@ -75,7 +75,7 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
                 directions=directions,
                 depth=module.num_layers,
             )
-        elif isinstance(module, _ConvNd) and not module.transposed and not isinstance(module.padding, str):
+        elif isinstance(module, _ConvNd) and not module.transposed:
             found[path] = LayerShape(
                 kind="conv",
                 in_channels=module.in_channels,
@@ -84,7 +84,7 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
                 size=tuple(inputs[0].shape[2:]),
                 kernel=module.kernel_size,
                 stride=module.stride,
-                padding=module.padding,
+                padding=_padding(module),
                 dilation=module.dilation,
             )
 
@@ -97,3 +97,11 @@ def layer_shapes(model: TorchModel) -> dict[str, LayerShape]:
             )
         run_once(model)
     return found
+
+
+def _padding(module: _ConvNd) -> tuple[int, ...]:
+    if not isinstance(module.padding, str):
+        return (*module.padding, *module.padding)
+    is_same = module.padding == "same"
+    both = [dilation * (size - 1) * is_same for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return (*(one // 2 for one in both), *(one - one // 2 for one in both))

@@ -302,3 +302,21 @@ def test_a_report_that_cannot_be_shown_is_one_line(exported: OnnxModel) -> None:
     assert done.returncode == 1
     assert "Error: cannot write the report to stdout: No space left on device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "--sensitivity takes --data and no target: it prunes nothing"),
+        (["--data", "digits", "--speedup", "2"], "--sensitivity takes --data and no target: it prunes nothing"),
+        (
+            ["--data", "digits", "--precision", "int8", "--round-to", "1"],
+            "--sensitivity prunes nothing and does not read --precision, --round-to; leave that away",
+        ),
+    ],
+)
+def test_what_a_look_at_sensitivity_does_not_read_is_refused(
+    onnxpress: Onnxpress, options: list[str], said: str
+) -> None:
+    result = onnxpress("prune", "model", "--sensitivity", *options, "-o", "plot.html")
+    assert (result.exit_code, said in " ".join(result.stderr.split())) == (2, True)

@@ -109,6 +109,7 @@ def distill(
     if teacher_cache is not None:
         cache = open_teacher_cache(teacher_cache, student, teachers, data, config)
         run_teachers = cached_teacher_runner(run_teachers, cache, teachers)
+    settings = {name: value for name, value in asdict(config).items() if name != "teacher_cache_gb"}  # no result's
     predictions = [_predicted(teacher, data, config) for teacher in teachers]
     judged_on, targets = _with_targets(data, teachers[0], *predictions[0])
     module, report = train(
@@ -117,7 +118,7 @@ def distill(
         config,
         _loss(run_teachers, hints, config),
         stage="distill",
-        key=digest_of(["distill", asdict(config), parent, teacher_digests, data.fingerprint]),
+        key=digest_of(["distill", settings, parent, teacher_digests, data.fingerprint]),
         workspace=workspace,
         progress=progress,
         on_epoch=on_epoch,

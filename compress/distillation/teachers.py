@@ -17,11 +17,25 @@ from compress.training.step import IMAGE_AUGMENTATIONS, TrainBatch
 from core.compatibility import preprocessing_of
 from core.data import Data
 from core.errors import ToolError
+from core.machine import determining_versions
 from core.model import Model, model_digest
 from core.onnx_model import OnnxModel
 from core.predict import frozen_copy, logits_of
 from core.preprocessing import Preprocessing, Tensors, model_input
 from core.torch_model import TorchModel
+
+COMPUTE_LOGITS = (
+    "onnxpress",
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "tokenizers",
+    "pillow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+)
+"""The packages that augment samples and run teachers."""
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +122,9 @@ def cache_description(
         "data": data.fingerprint,
         "samples": len(data.split("train")),
         "teacher": [model_digest(teacher) for teacher in teachers],
-        "provider": config.provider,
+        **({"provider": config.provider} if any(isinstance(one, OnnxModel) for one in teachers) else {}),
+        "kind of device": start_accelerator().device.type,
+        **{name: version for name, version in determining_versions().items() if name in COMPUTE_LOGITS},
         "image size or crop": student.preprocessing.model_dump(exclude={"scale", "mean", "std", "input", "text"}),
         "augmentation": {name: getattr(config, name) for name in IMAGE_AUGMENTATIONS},
         "seed": config.seed,

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from accelerate import Accelerator
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from compress.quantization.int8_layouts import fast_layout
 from compress.training.accelerator import start_accelerator
@@ -297,11 +299,21 @@ def _require_gradients(trainee: nn.Module) -> None:
 
 
 def loss_of(loop: Loop, batch: TrainBatch) -> Tensor:
-    """Run the student on a batch and return its loss."""
+    """Run the student on a batch and return its loss.
+
+    Raises:
+        ToolError: It is to be compiled and cannot be.
+    """
     layout = loop.execution.memory_format
     inputs = tuple(one.contiguous(memory_format=layout) for one in normalise(batch.samples, loop.preprocessing))
     with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=loop.execution.use_bfloat16):
-        outputs = loop.prepared(*inputs)
+        try:
+            outputs = loop.prepared(*inputs)
+        except TorchDynamoException as error:
+            reason = str(error).partition("\n")[0]
+            raise ToolError(
+                f"torch.compile fails on this model or machine: {reason}; train with --no-compile"
+            ) from error
     return loop.loss(_in_float32(outputs), batch)
 
 
@@ -330,9 +342,9 @@ def accuracy_on(loop: Loop, split: Split) -> float:
     return 100 * int(counts[0]) / int(counts[1])
 
 
-def _synchronised(loop: Loop, is_last: bool) -> Any:
+def _synchronised(loop: Loop, is_last: bool) -> AbstractContextManager[None]:
     """Exchange gradients with the other processes at the last part of a batch only."""
-    return loop.accelerator.no_sync(loop.prepared) if not is_last else torch.enable_grad()
+    return nullcontext() if is_last else loop.accelerator.no_sync(loop.prepared)
 
 
 def _in_float32(outputs: Any) -> Any:

@@ -22,7 +22,7 @@ SMALL = LayerShape(
     size=(16, 16),
     kernel=(3, 3),
     stride=(1, 1),
-    padding=(1, 1),
+    padding=(1, 1, 1, 1),
     dilation=(1, 1),
 )
 LARGE = SMALL.model_copy(update={"in_channels": 128, "out_channels": 128, "size": (32, 32)})
@@ -171,3 +171,19 @@ def test_the_layers_of_a_model_are_found_in_order() -> None:
     assert list(shapes)[-1] == "classifier"
     assert shapes["classifier"] == LayerShape(kind="linear", in_channels=1024, out_channels=10)
     assert any(shape.groups == shape.in_channels > 1 for shape in shapes.values())
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_padding_that_is_named_is_that_of_the_graph(tmp_path: Path) -> None:
+    module = tmp_path / "named.py"
+    module.write_text(
+        "from torch import nn\n\n\ndef net(num_classes=3, in_chans=1):\n"
+        "    same = nn.Conv2d(in_chans, 4, (4, 3), padding='same', dilation=(1, 2))\n"
+        "    valid = nn.Conv2d(4, 4, 3, padding='valid')\n"
+        "    return nn.Sequential(same, valid, nn.Flatten(), nn.LazyLinear(num_classes))\n"
+    )
+    same, valid, _ = layer_shapes(load_torch_model(f"{module}:net", input_shape=(1, 9, 9))).values()
+    assert same.padding == (1, 2, 2, 2)  # as in ONNX: before each axis, then after each
+    assert valid.padding == (0, 0, 0, 0)
+    assert valid.size == (9, 9)
+    assert min(timed([same, valid], tmp_path)) >= 0

@@ -177,6 +177,50 @@ def test_another_teacher_is_refused(
         curve(trained, untrained, few_digits, tmp_path / "cache")
 
 
+def test_other_packages_and_another_kind_of_device_are_refused(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curve(untrained, trained, few_digits, tmp_path / "cache")
+    versions = teachers_module.determining_versions() | {"torch": "1.0"}
+    with monkeypatch.context() as patched:
+        patched.setattr(teachers_module, "determining_versions", lambda: versions)
+        with pytest.raises(ToolError, match=r"was made with another torch \(.*, now 1\.0\)"):
+            curve(untrained, trained, few_digits, tmp_path / "cache")
+    description = tmp_path / "cache" / "teacher-cache.json"
+    description.write_text(description.read_text().replace('"kind of device": "', '"kind of device": "not-'))
+    with pytest.raises(ToolError, match=r"was made with another kind of device \(not-"):
+        curve(untrained, trained, few_digits, tmp_path / "cache")
+
+
+def test_a_torch_teacher_is_cached_whatever_the_provider(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path, num_runs: Callable[[], int]
+) -> None:
+    curve(untrained, trained, few_digits, tmp_path / "cache")
+    before = num_runs()
+    curve(untrained, trained, few_digits, tmp_path / "cache", provider="cuda")
+    assert num_runs() == before
+
+
+def test_a_run_goes_on_with_more_room_for_its_cache(
+    untrained: TorchModel, trained: TorchModel, few_digits: Data, tmp_path: Path
+) -> None:
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["epoch"] == 2:
+            raise StopHereError
+
+    config, folders = DistillConfig(**SETTINGS), {"teacher_cache": tmp_path / "cache", "workspace": tmp_path / "run"}
+    whole = curve(untrained, trained, few_digits, None)
+    with pytest.raises(StopHereError):
+        distill(untrained, trained, few_digits, config, **folders, on_epoch=stop)
+    seen: list[int] = []
+    more = dataclasses.replace(config, teacher_cache_gb=2 * config.teacher_cache_gb)
+    report = distill(
+        untrained, trained, few_digits, more, **folders, on_epoch=lambda entry: seen.append(entry["epoch"])
+    ).report
+    assert seen == [3, 4]
+    assert [entry["train_loss"] for entry in report.metrics] == pytest.approx(whole, rel=1e-6)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ToolError, match="is no teacher cache and not empty; name another folder"):
@@ -220,6 +264,20 @@ def test_a_system_that_cannot_reserve_space_writes_zeros(
     logits, known = cache.read(0, torch.arange(5))
     assert (known.tolist(), logits[4].tolist()) == ([False] * 4 + [True], [1.0, 2.0])
     assert {path.name[14:]: path.stat().st_size for path in (tmp_path / "c").glob("v*")} == {"logits": 40, "known": 5}
+
+
+def test_a_cache_that_found_no_room_goes_on_where_there_is_some(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource", reason="this system does not limit the size of files")
+    cache = TeacherCache(tmp_path / "c", {}, num_samples=500, num_outputs=2, limit_bytes=10_000)
+    _, most = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, most))
+    try:
+        with pytest.raises(ToolError, match=f"cannot write the teacher cache {tmp_path}/c: File too large"):
+            cache.read(0, torch.arange(5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    cache.write(0, torch.tensor([4]), torch.tensor([[1.0, 2.0]]))
+    assert cache.read(0, torch.arange(5))[1].tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize(

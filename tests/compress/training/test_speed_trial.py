@@ -1,13 +1,18 @@
 """The choice of precision, layout and compilation: measured where a run is long enough, kept only where it gains."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config
 
 from compress.training import speed_trial
 from compress.training.config import TrainConfig
+from compress.training.finetune import FinetuneConfig, finetune
 from compress.training.speed_trial import Execution, TimedExecution, choose_execution
+from core.data import Data
+from core.errors import ToolError
 from core.torch_model import TorchModel
 
 LONG = 10**7
@@ -141,3 +146,14 @@ def test_compiling_is_tried_for_a_long_run(untrained: TorchModel) -> None:
     _, tried = choose_execution(untrained, TrainConfig(batch_size=16, precision="float32"), LONG)
     assert [one.compile for one in tried] == [False, False, True, True]
     assert all(one.step_ms is not None for one in tried)
+
+
+def test_a_machine_that_cannot_compile_says_so(
+    untrained: TorchModel, digits: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # what was compiled before needs no compiler
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
+    config = FinetuneConfig(epochs=1, compile=True, precision="float32", channels_last=False)
+    with pytest.raises(ToolError, match=r"torch\.compile fails on this model or machine: .*; train with --no-compile"):
+        finetune(untrained, digits, config)
