@@ -29,6 +29,7 @@ from options import (
     runtime_options,
     seed_option,
     shape_option,
+    skip_bad_option,
     train_options,
 )
 
@@ -48,6 +49,7 @@ def main() -> None:
 @main.command()
 @click.argument("model")
 @data_option
+@skip_bad_option
 @init_option
 @train_options
 @output_options
@@ -103,6 +105,7 @@ def finetune(
 @click.argument("student")
 @distill_options
 @data_option
+@skip_bad_option
 @init_option
 @train_options
 @output_options
@@ -167,6 +170,7 @@ def distill(
 def prune(
     model: str,
     data: str | None,
+    skip_bad: int,
     input_shape: tuple[Any, ...] | None,
     baseline: str | None,
     sensitivity: bool,
@@ -193,7 +197,7 @@ def prune(
 
         (refuse_overwrite if sensitivity else refuse_checkpoint)(output, force=force)
         provider, threads = options.pop("provider"), options.pop("threads")
-        loaded = load_data(data) if data else None
+        loaded = load_data(data, skip_bad) if data else None
         start = load_torch_model(model, loaded, input_shape, options["seed"])
         if sensitivity and loaded is not None:
             ranking = RankingConfig(**{name: options[name] for name in options if name in field_names(RankingConfig)})
@@ -238,6 +242,7 @@ def export(
 @main.command()
 @click.argument("model")
 @data_option
+@skip_bad_option
 @quantize_options
 @output_options
 @runtime_options
@@ -245,6 +250,7 @@ def export(
 def quantize(
     model: str,
     data: str,
+    skip_bad: int,
     sensitivity: bool,
     qat: bool,
     epochs: int | None,
@@ -279,7 +285,7 @@ def quantize(
         from stages import find_int8_sensitivity, quantize_measured, quantize_trained
 
         (refuse_overwrite if sensitivity else refuse_overwrite_onnx)(output, force=force)
-        loaded, threads = load_data(data), options.pop("threads")
+        loaded, threads = load_data(data, skip_bad), options.pop("threads")
         config = QuantizeConfig(**options)
         if qat:
             how = DistillConfig(quantization_aware=True, **QAT_DEFAULTS | training)
@@ -297,10 +303,11 @@ def quantize(
 @click.argument("candidate")
 @verify_options
 @optional_data
+@skip_bad_option
 @seed_option
 @runtime_options
 @common_options
-def verify(candidate: str, reference: str, data: str | None, **given: Any) -> None:
+def verify(candidate: str, reference: str, data: str | None, skip_bad: int, **given: Any) -> None:
     """Compare CANDIDATE with a reference on the same inputs; exit 3 when it is too far off.
 
     A limit that you give replaces the usual ones; where you give only one of --atol and --rtol, the other is 0.
@@ -313,7 +320,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
         from core.model_reference import load_model
         from export.verify import VerifyConfig, require_verified, verify
 
-        loaded = load_data(data) if data else None
+        loaded = load_data(data, skip_bad) if data else None
         report = verify(load_model(reference, loaded), load_model(candidate, loaded), VerifyConfig(**options), loaded)
     render(report, given)
     require_verified(report)
@@ -326,6 +333,7 @@ def verify(candidate: str, reference: str, data: str | None, **given: Any) -> No
 def bench(
     models: tuple[str, ...],
     data: str | None,
+    skip_bad: int,
     providers: tuple[str, ...],
     batch_sizes: tuple[int, ...],
     threads: tuple[int, ...],
@@ -357,7 +365,7 @@ def bench(
         before = load_report(old) if old else None
         if html:
             refuse_report(html)
-        loaded = load_data(data) if data else None
+        loaded = load_data(data, skip_bad) if data else None
         extras = ExtrasConfig(**{name: options.pop(name) for name in ("corruptions", "attack", "scenarios", "slo_ms")})
         source = load_torch_model(attack_source, loaded) if attack_source else None
         settings = sweep(BenchConfig(**options), providers, batch_sizes, threads)

@@ -2,7 +2,7 @@
 
 import click
 
-from options import DATA_HELP, FACTOR, PATH, POSITIVE, RATIO, comma_list, together
+from options import DATA_HELP, FACTOR, PATH, POSITIVE, RATIO, comma_list, skip_bad_option, together
 
 find_lr_option = click.option(
     "--find-lr", is_flag=True, help="Instead of training: test which --lr suits, and write the plot to OUTPUT."
@@ -51,6 +51,7 @@ distill_options = together(
 PRUNING_TARGETS = ("speedup", "latency_ms", "macs_ratio", "params_ratio", "pruning_ratio")
 prune_options = together(
     click.option("--data", help=f"For the latency allocation, statistics and accuracies: {DATA_HELP}"),
+    skip_bad_option,
     click.option(
         "--speedup",
         type=FACTOR,
@@ -239,6 +240,7 @@ verify_options = together(
 
 bench_options = together(
     click.option("--data", help=f"Measure accuracy on its test split too: {DATA_HELP}"),
+    skip_bad_option,
     click.option(
         "--provider",
         "providers",

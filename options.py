@@ -64,6 +64,13 @@ DATA_HELP = (
 )
 data_option = click.option("--data", required=True, help=DATA_HELP)
 optional_data = click.option("--data", help=DATA_HELP)
+skip_bad_option = click.option(
+    "--skip-bad",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Unreadable samples of --data that may be left out.",
+)
 init_option = click.option(
     "--init-from", metavar="MODEL", help="Start from this model's tensors of the same name and shape."
 )
@@ -119,13 +126,6 @@ train_options = together(
         "--activation",
         type=click.Choice(["relu", "relu6", "leaky-relu", "hardswish", "silu", "gelu"]),
         help="Put this activation in place of the model's before training.",
-    ),
-    click.option(
-        "--skip-bad",
-        type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Unreadable samples that may be left out.",
     ),
     click.option(
         "--track",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from core.batches import batches
+from core.batches import batches, loader, raised
 from core.compatibility import preprocessing_of
 from core.data import Data
 from core.model import Model
@@ -47,8 +47,9 @@ def shared_inputs(
     split, preprocessing = data.split("validation"), preprocessing_of(giving, data)
     limit = in_whole_batches(fixing or reference, data, "validation", DATA_SAMPLES)
     inputs = [batch for batch, _ in batches(split, preprocessing, fixed or CHUNK, limit=limit)]
+    readable = next(raised(loader(split, preprocessing, fixed or CHUNK), split)).positions
     for size in sizes:
-        yield f"batch {size}", [next(batches(split.take(torch.arange(min(size, len(split)))), preprocessing, size))[0]]
+        yield f"batch {size}", [next(batches(split.take(readable[:size]), preprocessing, size))[0]]
     yield WHOLE, inputs
 
 

@@ -1,10 +1,12 @@
 """Samples that cannot be read stop a run with their name, or are left out up to a number."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import Result
 from fixed_batch import with_fixed_batch
 from PIL import Image
 
@@ -13,6 +15,8 @@ from compress.distillation.distill import distill
 from compress.quantization.config import QuantizeConfig
 from compress.quantization.quantize import quantize
 from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.step import _check_shareable
+from core.checkpoint import save_checkpoint
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError, UnreadableSampleError
@@ -93,3 +97,35 @@ def test_validation_samples_that_are_all_bad_cannot_judge(photos: Path, tiny: st
         finetune(model, data, FinetuneConfig(epochs=1, batch_size=8))
     with pytest.raises(UnreadableSampleError, match=message):  # for which whoever tries the model does not blame that
         predict(model, data, "validation")
+
+
+def test_several_processes_leave_no_sample_out(photos: Path) -> None:
+    split = load_data(str(photos), skip_bad=3).split("train")
+    message = "--skip-bad works in one process: several must agree on every batch; replace the bad samples"
+    with pytest.raises(ToolError, match=message):
+        _check_shareable(split, FinetuneConfig(batch_size=8), 2)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["finetune", "model", "--epochs", "1", "-o", "out"],
+        ["prune", "model", "--pruning-ratio", "0.3", "-o", "out"],
+        ["quantize", "model.onnx", "--form", "qdq", "--max-drop", "100", "-o", "out.onnx"],
+        ["verify", "model.onnx", "--reference", "model"],
+        ["bench", "model.onnx", "--threads", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_that_reads_samples_can_leave_some_out(
+    command: list[str], photos: Path, tiny: str, onnxpress: Callable[..., Result]
+) -> None:
+    for split in ("val", "test"):
+        (photos / split).symlink_to(photos / "train")
+    model = load_torch_model(f"{tiny}:cnn", load_data(str(photos), skip_bad=9))
+    save_checkpoint(model, Path("model"))
+    export(model, Path("model.onnx"), ExportConfig())
+    stopped = onnxpress(*command, "--data", photos)
+    assert (stopped.exit_code, "cannot read the image" in stopped.stderr) == (1, True)
+    done = onnxpress(*command, "--data", photos, "--skip-bad", 9)
+    assert done.exit_code == 0, done.stderr
