@@ -26,6 +26,11 @@ def module_at(module: nn.Module, path: str, to_do: str) -> nn.Module:
     return found
 
 
+def is_inside(path: str, module: str) -> bool:
+    """Tell whether a path lies within a module, at any depth; a module is not inside itself."""
+    return path.startswith(f"{module}.")
+
+
 @contextmanager
 def paths_entered(module: nn.Module) -> Iterator[list[str]]:
     """Yield the paths of the modules that run inside one another at this moment, the innermost last.

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from core.errors import ToolError
+from core.module_paths import is_inside
 
 
 class PruningPlan(BaseModel, frozen=True):
@@ -112,7 +113,7 @@ def drop(module: nn.Module, paths: Sequence[str]) -> None:
 
 
 def _inside(path: str, blocks: Sequence[str]) -> bool:
-    return any(path == block or path.startswith(f"{block}.") for block in blocks)
+    return any(path == block or is_inside(path, block) for block in blocks)
 
 
 def _changed_since(named: str) -> ToolError:

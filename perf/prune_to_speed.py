@@ -23,6 +23,7 @@ from results_file import ROOT, markdown_table, measured_here, page, publish
 RESULT = "prune-to-speed"
 MOST_OFF, MOST_SECONDS = 0.05, 180.0
 PRECISIONS = ("float32", "int8")
+INT8_FORM = ("--form", "qdq", "--max-drop", "100")  # nothing is trained here that accuracy could be asked of
 
 
 def main() -> None:
@@ -65,8 +66,7 @@ def _row(model: str, data: Path, speedup: float, precision: str, scratch: Path) 
         file = str(folder / f"{name}.onnx")
         _onnxpress(folder, "export", one, "--data", str(data), "-o", file)
         if precision == "int8":
-            form = ["--form", "qdq", "--max-drop", "100"]  # nothing is trained here that accuracy could be asked of
-            _onnxpress(folder, "quantize", file, *form, *where, "-o", (file := str(folder / f"{name}.int8.onnx")))
+            _onnxpress(folder, "quantize", file, *INT8_FORM, *where, "-o", (file := str(folder / f"{name}.int8.onnx")))
         files.append(file)
     benched = _onnxpress(folder, "bench", *files, "--threads", "1")["rows"][1]
     return {
@@ -111,7 +111,13 @@ def _markdown(result: dict[str, Any], speedup: float) -> str:
             "seconds": lambda row: f"{row['seconds']:.0f}",
         },
     )
-    return page(f"ResNet-56 pruned to {speedup:g}x", result, table, bars_table(result["bars"]))
+    return page(
+        f"ResNet-56 pruned to {speedup:g}x",
+        result,
+        f"Batch 1, one thread. int8: `quantize {' '.join(INT8_FORM)}`, the form that the search times.\n",
+        table,
+        bars_table(result["bars"]),
+    )
 
 
 if __name__ == "__main__":

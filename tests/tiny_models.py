@@ -111,6 +111,20 @@ def gradientless(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     return nn.Sequential(first, nn.Sequential(nn.ReLU(), Gradientless()), *rest)
 
 
+def gradientless_itself(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
+    """Return a model whose own forward a tracer cannot follow."""
+
+    class Itself(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(in_chans, 16, 3, padding=1), nn.Linear(16, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.from_numpy(self.stem(x).numpy() * 2).mean((2, 3)))
+
+    return Itself()
+
+
 def gradientless_blocks(num_classes: int = 10, in_chans: int = 1) -> nn.Module:
     """Return a model with a list of blocks that a tracer cannot follow."""
 

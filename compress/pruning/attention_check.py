@@ -18,7 +18,7 @@ from compress.pruning.attention_heads import split_projections
 from compress.pruning.channel_cut import CutSettings, cut_groups
 from compress.pruning.channel_groups import ChannelGroup, channel_groups, without
 from core.errors import ToolError
-from core.module_paths import paths_entered
+from core.module_paths import is_inside, paths_entered
 from core.torch_model import TorchModel, run_once
 
 SHARES = (1 / 2, 1 / 3)  # of the channels: what reshapes to heads of a held width runs when whole heads are left
@@ -65,7 +65,7 @@ def _in_turn(
         return
     told = _known(original) if settings.prune_heads else set()
     groups = [one for one in channel_groups(original, model, settings) if one.is_exact and not told & {*one.outputs}]
-    of_each = [[one for one in groups if _is_inside(one, path)] for path in attentions]
+    of_each = [[one for one in groups if _holds(path, one)] for path in attentions]
     for together in zip_longest(*of_each):
         yield {path: group for path, group in zip(attentions, together, strict=True) if group is not None}
 
@@ -150,5 +150,5 @@ def _known(module: nn.Module) -> set[str]:
     return {path_of[layer] for layer in split_projections(module)}
 
 
-def _is_inside(group: ChannelGroup, path: str) -> bool:
-    return all(one.startswith(f"{path}.") for one in group.outputs)
+def _holds(path: str, group: ChannelGroup) -> bool:
+    return all(is_inside(one, path) for one in group.outputs)

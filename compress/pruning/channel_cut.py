@@ -321,9 +321,14 @@ def _needs_its_width(
 def _cannot_follow(original: nn.Module, model: TorchModel, error: Exception) -> ToolError:
     """Return the error that names the module that torch-pruning cannot follow, and what to do."""
     where = failing_module(original, example_inputs(model, 2), _trace)
+    if not where:
+        return ToolError(
+            f"torch-pruning cannot follow {model.name}: {error}; what its own forward does cannot be ignored, but what "
+            "is a module of its own can"
+        )
     return ToolError(
-        f"torch-pruning cannot follow {model.name} in its module {where or '(root)'!r}: {error}; "
-        f"leave it whole with --ignore {where or 'MODULE'}"
+        f"torch-pruning cannot follow {model.name} in its module {where!r}: {error}; leave it whole with "
+        f"--ignore {where}"
     )
 
 

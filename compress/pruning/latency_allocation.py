@@ -18,6 +18,7 @@ from compress.pruning.channel_groups import ChannelGroup, without
 from compress.pruning.damage import Change
 from compress.pruning.residual_blocks import passed_over
 from core.layer_shape import LayerShape, TimeLayers
+from core.module_paths import is_inside
 
 CELLS = 2000  # of the knapsack
 LEAST_GAIN = 0.01  # of a group's time, below which a narrower width is no option
@@ -76,7 +77,7 @@ class LatencyTable:
         """
         total = 0.0
         for path, shape in self.shapes.items():
-            if any(path.startswith(f"{block}.") for block in dropped):
+            if any(is_inside(path, block) for block in dropped):
                 continue
             whole = self.ms[shape]
             share = 1.0
@@ -152,10 +153,10 @@ def find_units(
     for block, harm in zip(blocks, damage[len(options) :], strict=True):
         unit: Unit = (Option(),)
         for group in groups:
-            if all(_inside(path, block) for path in _layers(group)):
+            if all(is_inside(path, block) for path in _layers(group)):
                 unit = _both(unit, by_group.pop(group.name))
         saving = sum(
-            table.ms[shape] + table.overhead_ms for path, shape in table.shapes.items() if _inside(path, block)
+            table.ms[shape] + table.overhead_ms for path, shape in table.shapes.items() if is_inside(path, block)
         )
         units.append(_worthwhile([*unit, Option(saving_ms=saving, damage=harm, dropped=(block,))]))
     return (*units, *by_group.values())
@@ -242,7 +243,3 @@ def _joined(one: Option, other: Option) -> Option:
 
 def _layers(group: ChannelGroup) -> list[str]:
     return [*group.outputs, *(path for path in group.inputs if path not in group.outputs)]
-
-
-def _inside(path: str, block: str) -> bool:
-    return path.startswith(f"{block}.")

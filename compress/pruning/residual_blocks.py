@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from core.module_paths import is_inside
 from core.torch_model import TorchModel, run_once
 
 LEAF = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -72,4 +73,4 @@ def _is_passed_on(given: Any, output: Any) -> bool:
 
 
 def _holds(outer: str, inner: str) -> bool:
-    return inner == outer or inner.startswith(f"{outer}.")
+    return inner == outer or is_inside(inner, outer)

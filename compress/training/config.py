@@ -48,7 +48,8 @@ class TrainConfig:
         bn_l1: Weight of the sum of absolute batch-norm scales, which empties channels too (network slimming, Liu et
             al. 2017, https://arxiv.org/abs/1708.06519).
         growing_penalties: Raise l1, l2_sp, group_lasso and bn_l1 from nothing to what is given over the run, so that
-            channels empty gently before they are pruned (after Wang et al. 2021, https://arxiv.org/abs/2012.09243).
+            channels empty gently before they are pruned: all alike, where Wang et al. 2021
+            (https://arxiv.org/abs/2012.09243) penalise those that are to go.
         dropout: Set the model's dropout layers to this rate; None leaves them.
         stochastic_depth: Set the model's last stochastic-depth layer to this rate, those before it proportionally less
             (Huang et al. 2016, https://arxiv.org/abs/1603.09382); None leaves them.

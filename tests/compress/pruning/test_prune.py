@@ -197,6 +197,12 @@ def test_the_module_that_cannot_be_followed_is_named(tiny: str) -> None:
     assert [layer.name for layer in around.layers] == ["4.conv1"]  # what it reads and what it makes stays
 
 
+def test_a_model_whose_own_forward_cannot_be_followed_is_told_so(tiny: str) -> None:
+    model = load_torch_model(f"{tiny}:gradientless_itself", input_shape=(1, 8, 8))
+    with pytest.raises(ToolError, match=r"cannot follow .*gradientless_itself: .*; what its own forward does"):
+        prune(model, PruneConfig(pruning_ratio=0.5))
+
+
 def test_ignoring_a_list_of_blocks_ignores_each(tiny: str) -> None:
     """The list itself is never called."""
     model = load_torch_model(f"{tiny}:gradientless_blocks", input_shape=(1, 8, 8))
