@@ -84,8 +84,11 @@ class ShardSamples:
         """Find out what a sample is called; the index does not keep names."""
         shard, offset, _ = self.places[index].tolist()
         path = self.shards[shard]
-        with tarfile.open(path, "r:") as tar:
-            return next((f"{path}: {member.name}" for member in tar if member.offset_data == offset), str(path))
+        try:
+            with tarfile.open(path, "r:") as tar:
+                return next((f"{path}: {member.name}" for member in tar if member.offset_data == offset), str(path))
+        except (tarfile.TarError, OSError):  # it is another file than the one that was indexed
+            return f"{path}: sample {index}"
 
 
 def load_shards(reference: Reference) -> Data:

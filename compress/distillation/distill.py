@@ -247,8 +247,8 @@ def _with_targets(data: Data, teacher: Model, logits: FloatArray, targets: Array
         return data, targets
     if len(logits) != len(split):
         raise ToolError(
-            f"{len(split) - len(logits)} validation samples of {data.reference} cannot be read; without labels, what "
-            f"{teacher.name} says of each is needed: remove them"
+            f"{len(split) - len(logits)} of the {len(split)} validation samples of {data.reference} cannot be read; "
+            f"without labels, what {teacher.name} says of each is needed: remove them"
         )
     classes = logits.argmax(1)
     of_samples = split.targets.clone()

@@ -80,6 +80,8 @@ class TeacherCache:
         paths = [self._folder / f"{name}.{kind}" for kind in ("logits", "known")]
         if not all(path.exists() for path in paths) and not self._has_room():
             return None
+        if not paths[0].exists() or paths[0].stat().st_size != 4 * self._shape[0] * self._shape[1]:
+            paths[1].unlink(missing_ok=True)  # what is said to be known is not there, as of a copy that was cut off
         return (
             _memmap(paths[0], np.dtype("<f4"), self._shape),
             _memmap(paths[1], np.dtype(np.uint8), self._shape[:1]),

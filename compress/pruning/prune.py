@@ -192,9 +192,9 @@ def prune(
         parameter.requires_grad_(model.module.get_parameter(name).requires_grad)
     layers = _narrower(model.module, module)
     if not layers and not cut.dropped:
-        target = "target" if cut.ratio is None else f"pruning ratio ({cut.ratio:.3g})"
+        wanted = "target" if cut.ratio is None else f"pruning ratio ({cut.ratio:.3g})"
         raise ToolError(
-            f"nothing was removed: raise the {target}, lower round_to ({config.round_to}) or ignore less"
+            f"nothing was removed: raise the {wanted}, lower round_to ({config.round_to}) or ignore less"
             + ("; importance 'bn' needs batch norm" if config.importance == "bn" else "")
         )
     pruned = replace(

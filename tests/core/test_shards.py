@@ -179,6 +179,23 @@ def test_a_broken_image_may_be_skipped(shard: MakeShard) -> None:
     assert len(colours(data) | colours(data, "validation")) == 19
 
 
+def test_a_shard_that_is_gone_since_it_was_indexed_is_named(shard: MakeShard) -> None:
+    path = shard("a.tar", samples(0, 8))
+    data = load_data(f"wds:{path}")
+    path.unlink()
+    with pytest.raises(ToolError, match=rf"cannot read sample \d of the shard {path}: .*No such file or directory"):
+        colours(data)
+
+
+@pytest.mark.parametrize("left", [0, 700])
+def test_a_shard_that_is_cut_since_it_was_indexed_is_named(left: int, shard: MakeShard) -> None:
+    path = shard("a.tar", samples(0, 8))
+    data = load_data(f"wds:{path}")
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ToolError, match=rf"cannot read the image {path}: "):
+        colours(data)
+
+
 def test_a_batch_of_broken_images_only_is_passed_over(shard: MakeShard) -> None:
     files = samples(0, 20) | {f"dir/{number:04}.png": b"no image" for number in range(20, 28)}
     files |= {f"dir/{number:04}.cls": b"0" for number in range(20, 28)}

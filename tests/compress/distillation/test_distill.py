@@ -2,14 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fixed_batch import with_fixed_batch
+from PIL import Image
 from torch.nn import functional
 
+from compress.distillation import teachers as teachers_module
 from compress.distillation.config import DistillConfig, Method
 from compress.distillation.distill import distill, distillation_loss
 from compress.distillation.logit_losses import kd_loss
@@ -124,6 +127,7 @@ def test_a_teacher_with_another_input_is_refused(untrained: TorchModel, tiny: st
     ("values", "message"),
     [
         pytest.param({"temperature": 0}, "temperature is 0; it must be above 0", id="temperature"),
+        pytest.param({"dkd_beta": 0}, "dkd_beta is 0; it must be above 0", id="dkd_beta"),
         pytest.param({"kd_ratio": 1.5}, r"kd_ratio is 1.5; it must be in \[0, 1\]", id="kd_ratio"),
         pytest.param({"teacher_weights": (1.0, 0.0)}, r"teacher_weights are \(1.0, 0.0\); each", id="teacher_weights"),
         pytest.param({"teacher_cache_gb": 0}, "teacher_cache_gb is 0; it must be above 0", id="teacher_cache_gb"),
@@ -201,3 +205,31 @@ def test_a_teacher_of_a_fixed_batch_is_refused(
     fixed = with_fixed_batch(exported, tmp_path, 4)
     with pytest.raises(ToolError, match=rf"{fixed.name} has its batch fixed at 4, and training makes batches of any"):
         distill(untrained, fixed, few_digits, DistillConfig())
+
+
+def test_without_labels_each_validation_sample_must_be_read(
+    untrained: TorchModel, trained: TorchModel, digits: Data, tmp_path: Path
+) -> None:
+    (tmp_path / "train").mkdir()
+    for index in range(20):
+        Image.fromarray(digits.train.samples.array[index, 0].numpy()).save(tmp_path / "train" / f"{index:02}.png")
+    data = load_data(str(tmp_path), skip_bad=1)
+    bad = tmp_path / "train" / f"{int(data.split('validation').indices[0]):02}.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    message = (
+        rf"1 of the \d+ validation samples of {tmp_path} cannot be read; without labels, what {trained.name} says of "
+        "each is needed: remove them"
+    )
+    with pytest.raises(ToolError, match=message):
+        distill(untrained, trained, data, DistillConfig(kd_ratio=1.0, batch_size=8))
+
+
+def test_a_teacher_on_the_cpu_of_a_student_on_a_gpu_is_told(
+    exported: OnnxModel, few_digits: Data, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(teachers_module, "start_accelerator", lambda: on_gpu)
+    teacher_runner([exported], few_digits, exported.preprocessing, provider="cpu", threads=1)
+    assert [record.message for record in caplog.records] == [
+        f"the teacher {exported.name} runs on the CPU while the student trains on cuda:0; --provider cuda runs it there"
+    ]

@@ -246,6 +246,18 @@ def test_a_row_is_known_only_once_it_is_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "c" / "teacher-cache.json").read_text()) == {"data": "x"}
 
 
+@pytest.mark.parametrize("left", [None, 3], ids=["missing", "cut short"])
+def test_logits_that_are_gone_are_not_known(left: int | None, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"num_samples": 2, "num_outputs": 2, "limit_bytes": 1000}
+    TeacherCache(tmp_path, {}, **given).write(0, torch.tensor([0, 1]), torch.ones(2, 2))
+    (logits,) = tmp_path.glob("*.logits")
+    kept = logits.read_bytes()[:left]
+    logits.unlink()
+    if left:
+        logits.write_bytes(kept)
+    assert not TeacherCache(tmp_path, {}, **given).read(0, torch.tensor([0, 1]))[1].any()
+
+
 def _refused(*_: object) -> None:
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 

@@ -1,14 +1,19 @@
 """Training on the whole split at once: the optimizers that search along a line."""
 
+import copy
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+import torch
 from small_runs import StopHereError, losses
 
 from compress.training.finetune import FinetuneConfig, finetune
 from core.data import Data
 from core.data_reference import load_data
+from core.errors import ToolError
 from core.model_reference import load_torch_model
 from core.torch_model import TorchModel
 
@@ -69,3 +74,49 @@ def test_biases_alone_can_be_trained(few_digits: Data, tmp_path: Path) -> None:
     model = load_torch_model(f"{factory}:net", few_digits)
     found = losses(model, few_digits, optimizer="lbfgs", epochs=3, freeze=("1",), l1=0.1)
     assert found[-1] < found[0]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "cg"])
+def test_a_loss_that_is_not_finite_names_the_optimizer(
+    optimizer: Literal["lbfgs", "cg"], untrained: TorchModel, few_digits: Data
+) -> None:
+    module = copy.deepcopy(untrained.module)
+    with torch.no_grad():
+        module[-1].weight *= 1e30  # whose squares float32 does not hold
+    model = dataclasses.replace(untrained, module=module)
+    message = (
+        f"the training loss became inf with {optimizer}; its line search went too far: take adamw, or start from a "
+        "trained model"
+    )
+    with pytest.raises(ToolError, match=message):
+        finetune(model, few_digits, FinetuneConfig(optimizer=optimizer))
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "cg"])
+def test_a_start_that_no_step_is_better_than_is_refused(
+    optimizer: Literal["lbfgs", "cg"], few_digits: Data, tmp_path: Path
+) -> None:
+    factory = tmp_path / "shifted.py"
+    factory.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Shift(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.bias = nn.Parameter(torch.zeros(1))\n"
+        "    def forward(self, x):\n        return x + self.bias  # which softmax does not see\n"
+        "def net(num_classes=10, in_chans=1):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), Shift())\n"
+    )
+    model = load_torch_model(f"{factory}:net", few_digits)
+    message = (
+        f"{optimizer} found no step that lowers the loss; it is at a minimum already, or too rough for a line search: "
+        "take adamw"
+    )
+    with pytest.raises(ToolError, match=message):
+        finetune(model, few_digits, FinetuneConfig(optimizer=optimizer, freeze=("1",)))
+
+
+def test_a_line_search_is_not_shared_by_several_processes(
+    untrained: TorchModel, few_digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ToolError, match="cg runs in one process; take sgd or adamw to share the work"):
+        finetune(untrained, few_digits, FinetuneConfig(optimizer="cg"))

@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 from small_runs import losses
+from timm.layers import DropPath
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from compress.training.finetune import FinetuneConfig, finetune
+from compress.training.layer_settings import set_stochastic_depth
 from core.data import Data
 from core.errors import ToolError
 from core.model_reference import load_torch_model
@@ -53,6 +58,21 @@ def test_rates_of_dropping_are_set(name: str, tiny: str, few_digits: Data, tmp_p
     model = with_dropout(tiny, few_digits, tmp_path)
     without, with_it = losses(model, few_digits), losses(model, few_digits, **{name: 0.5})
     assert with_it[0] > without[0]
+
+
+def test_stochastic_depth_of_timm_rises_to_what_was_asked() -> None:
+    module = timm.create_model("convnext_atto", drop_path_rate=0.1)
+    set_stochastic_depth(module, 0.4)
+    rates = [layer.drop_prob for layer in module.modules() if isinstance(layer, DropPath)]
+    assert len(rates) == 11  # the first of its twelve blocks has none
+    assert rates == pytest.approx([0.4 * depth / 11 for depth in range(1, 12)])
+
+
+def test_stochastic_depth_of_torchvision_rises_to_what_was_asked() -> None:
+    module = torchvision.models.efficientnet_b0()
+    set_stochastic_depth(module, 0.4)
+    rates = [layer.p for layer in module.modules() if isinstance(layer, StochasticDepth)]
+    assert rates == pytest.approx([0.4 * depth / 16 for depth in range(1, 17)])
 
 
 @pytest.mark.parametrize(

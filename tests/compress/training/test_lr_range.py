@@ -1,8 +1,10 @@
 """The learning-rate range test: what it suggests trains, and its plot opens offline."""
 
+import copy
 import dataclasses
 
 import pytest
+import torch
 
 from compress.training.finetune import FinetuneConfig, finetune
 from compress.training.lr_range_test import _is_broken, _report, lr_range_plot, lr_range_test
@@ -72,3 +74,12 @@ def test_several_processes_cannot_share_the_test(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ToolError, match="the learning-rate range test runs in one process"):
         lr_range_test(untrained, few_digits, FinetuneConfig())
+
+
+def test_a_loss_that_is_not_finite_from_the_start_suggests_nothing(untrained: TorchModel, few_digits: Data) -> None:
+    module = copy.deepcopy(untrained.module)
+    torch.nn.init.constant_(module[-1].bias, float("nan"))
+    model = dataclasses.replace(untrained, module=module)
+    message = "the loss was not finite at the very first step; look at the data and the model's weights"
+    with pytest.raises(ToolError, match=message):
+        lr_range_test(model, few_digits, FinetuneConfig(batch_size=32))

@@ -14,7 +14,7 @@ from torch import nn
 from compress.training import loop as training_module
 from compress.training.config import TrainConfig
 from compress.training.finetune import FinetuneConfig, finetune
-from compress.training.step import Loop, TrainBatch, variant_of
+from compress.training.step import Loop, TrainBatch, _check_shareable, variant_of
 from core.data import Data
 from core.data_reference import load_data
 from core.errors import ToolError
@@ -228,6 +228,15 @@ def test_parts_hold_two_samples_at_least(tiny: str, few_digits: Data) -> None:
     three = dataclasses.replace(few_digits, train=few_digits.train.take(torch.arange(3)))
     model = load_torch_model(f"{tiny}:cnn", few_digits)
     assert np.isfinite(losses(model, three, accumulation_steps=4)).all()
+
+
+def test_parts_of_several_processes_hold_two_samples_at_least(
+    few_digits: Data, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    message = "a batch of 4 over 2 processes in 2 accumulation steps leaves less than 2 samples a step"
+    with pytest.raises(ToolError, match=message):
+        _check_shareable(few_digits.split("train"), TrainConfig(batch_size=4, accumulation_steps=2), 2)
 
 
 def test_a_run_that_ends_below_where_it_began_says_so(trained, few_digits, caplog: pytest.LogCaptureFixture) -> None:
