@@ -1,10 +1,13 @@
 """The command line: exit codes, help, JSON, and errors a person can act on."""
 
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -24,8 +27,10 @@ from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
 from core.errors import GateMissedError
 from core.external_data import data_file
+from core.layer_shape import LayerShape
+from core.measuring import Measuring, Timed
 from core.onnx_model import OnnxModel
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, num_params
 from stage_kinds import STAGE_KINDS
 from stages import quantize_measured
 
@@ -273,6 +278,37 @@ def test_a_target_out_of_reach_exits_3_with_what_was_tried(onnxpress: Onnxpress,
     start = next(index for index, line in enumerate(lines) if "1000x fewer MACs is out of reach" in line)
     assert lines[start + 2].split() == ["pruning", "ratio", "reached", "params"]
     assert len(lines) > start + 6
+    assert not Path("out").exists()
+
+
+def test_a_speed_out_of_reach_exits_3_with_the_closest_and_what_was_tried(
+    onnxpress: Onnxpress, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that goes by parameters."""
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        before, after = (num_params(model.module) / 1000 for model in (first, second))
+        return Timed(before, after, before / after)
+
+    def layers(shapes: Sequence[LayerShape]) -> list[float]:
+        return [math.prod((shape.in_channels, shape.out_channels, *shape.kernel)) / 1000 for shape in shapes]
+
+    monkeypatch.setattr(stages, "measuring", lambda *_: nullcontext(Measuring(models, layers)))
+    result = onnxpress("prune", f"{tiny}:cnn", "--speedup", "1000", "--data", "digits", "-o", "out", "--quiet")
+    assert (result.exit_code, result.stdout) == (3, "")
+    error, _, header, _, *rows = result.stderr.strip().splitlines()
+    said = re.fullmatch(
+        r"Error: 1000x the speed is out of reach: ([\d.]+)x is the closest, with (\d+) parameters, \d+ blocks left "
+        r"out and \d+ groups narrowed; raise max_pruning_ratio 0\.9, ignore fewer modules, or distil a smaller student",
+        error,
+    )
+    assert said, error
+    columns = re.split(r" {2,}", header.strip())
+    assert columns == ["predicted speedup", "measured speedup", "latency ms", "params", "damage"]
+    tried = [dict(zip(columns, map(float, row.split()), strict=True)) for row in rows]
+    closest = max(tried, key=lambda one: one["measured speedup"])
+    assert (f"{closest['measured speedup']:.2f}", f"{closest['params']:.0f}") == said.groups()
+    assert len(tried) > 1
     assert not Path("out").exists()
 
 

@@ -1,8 +1,9 @@
 """Running recipes: every stage once, the gate, and the last good file."""
 
 import json
+import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from click.testing import Result
 import runner
 from compress.training import loop
 from core.errors import ToolError
+from core.measuring import Measuring, Timed
 from core.onnx_model import open_onnx
+from core.torch_model import TorchModel, num_params
 
 RECIPE = """
 data = "digits"
@@ -64,6 +67,33 @@ max_rounds = 2
 max_drop = 90
 """
 STAGES = ["teacher", "student", "prune", "baseline", "float32", "verify", "int8", "bench"]
+
+IN_STEPS = """
+data = "digits"
+threads = 1
+[[stage]]
+kind = "finetune"
+name = "teacher"
+model = "{tiny}:cnn"
+epochs = 1
+batch_size = 64
+[[stage]]
+kind = "prune"
+name = "half"
+model = "teacher"
+macs_ratio = 2.0
+[[stage]]
+kind = "distill"
+name = "half-taught"
+teacher = "teacher"
+epochs = 1
+batch_size = 64
+[[stage]]
+kind = "prune"
+name = "third"
+baseline = "teacher"
+macs_ratio = 3.0
+"""
 
 
 @pytest.fixture
@@ -155,6 +185,39 @@ def test_a_run_its_cache_and_its_gate(run: Callable[..., Result], onnxpress: Cal
     states = {line.split()[0]: line.split()[-1] for line in plan.stdout.splitlines() if line.strip()}
     assert states["teacher"] == states["student"] == states["baseline"] == "done"
     assert states["prune"] == states["int8"] == states["bench"] == "do"
+
+
+def test_pruning_in_steps_counts_from_the_baseline(
+    onnxpress: Callable[..., Result], tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that goes by parameters."""
+
+    def models(first: TorchModel, second: TorchModel) -> Timed:
+        before, after = (float(num_params(model.module)) for model in (first, second))
+        return Timed(before, after, before / after)
+
+    monkeypatch.setattr("stages.measuring", lambda *_: nullcontext(Measuring(models, lambda shapes: [])))
+    Path("job.toml").write_text(IN_STEPS.format(tiny=tiny))
+    result = onnxpress("run", "job.toml")
+    assert result.exit_code == 0, result.stderr
+    half, third = (json.loads(Path(f"runs/job/{name}/report.json").read_text()) for name in ("half", "third"))
+    assert third["macs"][0] == half["macs"][1]
+    assert half["macs"][0] / third["macs"][1] >= 3 > 2 > third["macs_ratio"]
+    assert half["baseline_speedup"] is None
+    assert third["baseline_speedup"] == half["params"][0] / third["params"][1] > third["measured_speedup"]
+
+    # another baseline reruns its stage alone
+    again = onnxpress("run", "job.toml", "--set", 'third.baseline="half-taught"')
+    assert again.exit_code == 0, again.stderr
+    assert json.loads(Path("runs/job/third/report.json").read_text())["macs_ratio"] >= 3
+    assert again.stderr.count("done already") == 3
+
+    reached = onnxpress("run", "job.toml", "--set", "third.macs_ratio=1.5")
+    assert reached.exit_code == 1
+    assert re.search(
+        r"Error: the model is at 2\.\d+x its baseline as it is; macs_ratio 1\.5 asks for nothing to go$",
+        reached.stderr.strip(),
+    )
 
 
 def test_given_weights_are_taken_instead_of_training(

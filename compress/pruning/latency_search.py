@@ -124,6 +124,7 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
     """Correct what is asked of the table by what was measured, until that is the target."""
     whole_ms = search.table.total_ms(search.groups, {}, ())
     low, high = 0.0, sum(max(option.saving_ms for option in unit) for unit in units)
+    all_ms = max(whole_ms, high)  # a layer narrowed on both sides is saved twice: savings may add up to more than all
     saving_ms = min(whole_ms * (1 - 1 / target.speedup), high)
     tried: list[_Attempt] = []
     for _ in range(MOST_CHOICES):
@@ -140,7 +141,7 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
             break
         low, high = (max(low, saving_ms), high) if reach < 1 else (low, min(high, saving_ms))
         # the time that is left, in the table's milliseconds, ought to fall or rise by the ratio that was missed
-        saving_ms = whole_ms - (whole_ms - chosen.saving_ms) * reach
+        saving_ms = all_ms - (all_ms - chosen.saving_ms) * reach
         if not low < saving_ms < high:
             saving_ms = (low + high) / 2
     best = _best(target, tried)

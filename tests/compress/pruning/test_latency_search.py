@@ -9,25 +9,31 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_text import write_bert, write_texts
 from torch import nn
 
 from compress.pruning.prune import PruneConfig, PruneReport, prune
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.data import Data
+from core.data_reference import load_data
 from core.errors import GateMissedError, ToolError
 from core.layer_shape import LayerShape, layer_shapes
 from core.measuring import Measuring, Timed
 from core.model_reference import load_torch_model
+from core.predict import logits_of
 from core.result import Result
-from core.torch_model import TorchModel
+from core.torch_model import TorchModel, example_inputs
 
 OVERHEAD_MS = 0.05  # of a layer
 STEP = 8  # channels that the kernels of the made-up machine compute at once
+VIT = "timm:test_vit,img_size=32,patch_size=8,depth=2,num_heads=4"
+DEPTHWISE = "timm:test_efficientnet"
+GROUPED = "timm:regnetx_002,depth=4,w0=16,wa=28.8,wm=2.0,zero_init_last=false"
 
 
 def layer_ms(shape: LayerShape) -> float:
     rounded_in, rounded_out = (-(-width // STEP) * STEP for width in (shape.in_channels, shape.out_channels))
-    return rounded_in * rounded_out / 1000
+    return rounded_in * rounded_out / shape.groups / 1000
 
 
 def model_ms(model: TorchModel) -> float:
@@ -144,6 +150,60 @@ def test_recurrent_layers_are_narrowed(more: str, tiny: str, digits: Data) -> No
     result = pruned(model, digits, speedup=1.3, ignore=("embed",))
     assert result.report.measured_speedup >= 1.29
     assert result.model.module.get_submodule("rnn").hidden_size < 16
+
+
+@pytest.mark.parametrize("speedup", [3.0, 3.5, 4.0, 5.0])
+def test_layers_narrowed_on_both_sides_are_no_reason_to_stop_short(speedup: float, digits: Data) -> None:
+    """Each side's saving is of the whole layer, so that they add up to more than there is."""
+    model = load_torch_model(DEPTHWISE, digits, input_shape=(1, 32, 32))
+    assert speedup * 0.99 <= pruned(model, digits, speedup=speedup).report.measured_speedup <= speedup * 1.1
+
+
+@pytest.mark.parametrize(
+    ("name", "speedup", "narrower"),
+    [(VIT, 1.5, "attn.qkv"), (VIT, 3.0, "attn.qkv"), (DEPTHWISE, 2.0, "conv_dw"), (GROUPED, 2.0, "conv2.conv")],
+    ids=["attention", "attention and blocks", "depthwise", "grouped"],
+)
+def test_transformers_and_grouped_convolutions_reach_the_target_and_rebuild(
+    name: str, speedup: float, narrower: str, digits: Data, tmp_path: Path
+) -> None:
+    model = load_torch_model(name, digits, input_shape=(1, 32, 32))
+    reaches_and_rebuilds(model, digits, speedup, narrower, tmp_path)
+
+
+@pytest.mark.parametrize("speedup", [1.5, 3.0])
+def test_a_text_model_reaches_the_target_and_rebuilds(speedup: float, tmp_path: Path) -> None:
+    texts = load_data(str(write_texts(tmp_path / "texts")))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
+    model = load_torch_model(f"hf:{write_bert(tmp_path / 'bert', **sizes)}", texts)
+    reaches_and_rebuilds(model, texts, speedup, "attention.self.query", tmp_path)
+
+
+def reaches_and_rebuilds(model: TorchModel, data: Data, speedup: float, narrower: str, folder: Path) -> None:
+    """Also that layers whose path ends so are among the narrower ones."""
+    found = pruned(model, data, speedup=speedup)
+    assert found.report.allocation == "latency"
+    assert speedup * 0.99 <= model_ms(model) / model_ms(found.model) <= speedup * 1.1
+    assert any(layer.name.endswith(narrower) for layer in found.report.layers)
+    save_checkpoint(found.model, folder / "pruned")
+    inputs = example_inputs(found.model, 3)
+    logits = logits_of(found.model)(inputs)
+    assert logits.shape == logits_of(model)(inputs).shape
+    assert torch.equal(logits_of(load_checkpoint(folder / "pruned"))(inputs), logits)
+
+
+@pytest.mark.parametrize("speedup", [1.5, 3.0])
+def test_whole_heads_go_for_a_measured_speed(speedup: float, digits: Data, tmp_path: Path) -> None:
+    model = load_torch_model(VIT, digits, input_shape=(1, 32, 32))
+    found = pruned(model, digits, speedup=speedup, allocation="uniform", prune_heads=True)
+    assert speedup <= model_ms(model) / model_ms(found.model) <= speedup * 1.3
+    for block in range(2):
+        attention = found.model.module.get_submodule(f"blocks.{block}.attn")
+        assert attention.num_heads < 4
+        assert (attention.head_dim, attention.qkv.out_features) == (16, 3 * 16 * attention.num_heads)
+    save_checkpoint(found.model, tmp_path / "pruned")
+    inputs = example_inputs(found.model, 3)
+    assert torch.equal(load_checkpoint(tmp_path / "pruned").module(*inputs), found.model.module(*inputs))
 
 
 def test_blocks_go_where_that_costs_least(deep: TorchModel, digits: Data) -> None:
