@@ -47,7 +47,8 @@ def shared_inputs(
     split, preprocessing = data.split("validation"), preprocessing_of(giving, data)
     limit = in_whole_batches(fixing or reference, data, "validation", DATA_SAMPLES)
     inputs = [batch for batch, _ in batches(split, preprocessing, fixed or CHUNK, limit=limit)]
-    readable = next(raised(loader(split, preprocessing, fixed or CHUNK), split)).positions
+    first = split.take(torch.arange(min(fixed or CHUNK, len(split))))
+    readable = next(raised(loader(first, preprocessing, len(first)), split)).positions
     for size in sizes:
         yield f"batch {size}", [next(batches(split.take(readable[:size]), preprocessing, size))[0]]
     yield WHOLE, inputs

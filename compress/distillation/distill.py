@@ -109,7 +109,8 @@ def distill(
     if teacher_cache is not None:
         cache = open_teacher_cache(teacher_cache, student, teachers, data, config)
         run_teachers = cached_teacher_runner(run_teachers, cache, teachers)
-    settings = {name: value for name, value in asdict(config).items() if name != "teacher_cache_gb"}  # no result's
+    # What a cache has room for changes no result: a run that found it full goes on with more.
+    settings = {name: value for name, value in asdict(config).items() if name != "teacher_cache_gb"}
     predictions = [_predicted(teacher, data, config) for teacher in teachers]
     judged_on, targets = _with_targets(data, teachers[0], *predictions[0])
     module, report = train(
