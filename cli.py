@@ -18,7 +18,7 @@ from command_options import (
     verify_options,
 )
 from invocation import Cli, render, session
-from option_rules import qat_settings, require_pruning_target, require_server_limit
+from option_rules import qat_settings, refuse_tracking, require_pruning_target, require_server_limit
 from options import (
     PATH,
     common_options,
@@ -73,6 +73,7 @@ def finetune(
     onnxpress finetune timm:resnet18 --data photos/ --epochs 20 -o runs/resnet18
     onnxpress finetune timm:resnet18 --data photos/ --find-lr -o lr.html
     """
+    refuse_tracking(track, find_lr=find_lr)
     with session(given) as (options, progress):
         from compress.training.finetune import FinetuneConfig, finetune
         from compress.training.state import partial_folder

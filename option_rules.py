@@ -61,6 +61,12 @@ def qat_settings(
     return given
 
 
+def refuse_tracking(track: tuple[str, ...], *, find_lr: bool) -> None:
+    """Raise `click.UsageError` where `--find-lr` leaves `--track` nothing to send."""
+    if find_lr and track:
+        raise UsageError("--find-lr trains nothing whose metrics --track could send; drop one of them")
+
+
 def require_server_limit(scenarios: tuple[str, ...], slo_ms: float | None) -> None:
     """Raise `click.UsageError` unless a server scenario has its latency limit, in ms, and no other has one."""
     if ("server" in scenarios) != (slo_ms is not None):

@@ -304,6 +304,13 @@ def test_a_report_that_cannot_be_shown_is_one_line(exported: OnnxModel) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_test_of_learning_rates_is_not_tracked(onnxpress: Onnxpress) -> None:
+    options = ["--find-lr", "--track", "tensorboard", "--data", "digits", "-o", "lr.html"]
+    result = onnxpress("finetune", "model", *options)
+    said = "--find-lr trains nothing whose metrics --track could send; drop one of them"
+    assert (result.exit_code, said in " ".join(result.stderr.split())) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
