@@ -28,7 +28,7 @@ def check_full_batch(split: Split, config: TrainConfig) -> None:
         return
     if not isinstance(split.samples, ArraySamples):
         raise ToolError(
-            f"{config.optimizer} reads all samples several times an iteration, and these are not tensors in memory but "
+            f"{config.optimizer} reads all samples several times an iteration, and these are not held in memory but "
             "read anew each time, from disk or as texts; take sgd or adamw"
         )
     if num_processes() > 1:

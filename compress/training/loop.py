@@ -36,6 +36,7 @@ from core.compatibility import check_reads
 from core.data import Data, Split
 from core.errors import ToolError
 from core.folder_lock import locked
+from core.held_images import held
 from core.progress import Progress
 from core.result import Report
 from core.torch_model import TorchModel
@@ -121,7 +122,7 @@ def train(
             workspace.
     """
     check_reads(student, data)
-    split, validation = data.split("train"), data.split("validation")
+    split, validation = (held(data.split(name), student.preprocessing) for name in ("train", "validation"))
     check_full_batch(split, config)
     execution, tried = _execution(student, split, config, key, workspace)
     loop = prepare_loop(student, split, config, execution, loss, wrap)

@@ -234,7 +234,7 @@ def test_a_model_is_trained_on_shards_but_not_by_what_reads_them_all(shard: Make
     model = load_torch_model(f"{tiny}:cnn", data)
     assert finetune(model, data, FinetuneConfig(epochs=3, batch_size=8)).report.validation_accuracy == 100
     with pytest.raises(
-        ToolError, match="cg reads all samples several times an iteration, and these are not tensors in memory"
+        ToolError, match="cg reads all samples several times an iteration, and these are not held in memory"
     ):
         finetune(model, data, FinetuneConfig(optimizer="cg"))
 
