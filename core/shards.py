@@ -7,6 +7,7 @@ command, are shuffled over all shards, and only the index (about 40 bytes a samp
 import io
 import re
 import tarfile
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,23 +182,22 @@ def index_shards(shards: Sequence[Path]) -> tuple[npt.NDArray[np.int64], npt.NDA
     Raises:
         ToolError: A shard is damaged, or a sample lacks its image, or some have a class and others do not.
     """
-    places: list[tuple[int, int, int]] = []
-    targets: list[int] = []
-    unlabelled: list[str] = []
+    places, targets = array("q"), array("q")  # of millions of samples lists would take several times as much
+    unlabelled, first_unlabelled = 0, ""
     for number, path in enumerate(shards):
         for name, place, target in _samples(path):
-            places.append((number, *place))
+            places.extend((number, *place))
             targets.append(UNLABELLED if target is None else target)
             if target is None:
-                unlabelled.append(f"{path}: {name}")
+                unlabelled, first_unlabelled = unlabelled + 1, first_unlabelled or f"{path}: {name}"
     if not places:
         raise ToolError(f"{shards[0]} holds no images; a sample is KEY.jpg (or .png, .webp ...) beside KEY{LABEL}")
-    if unlabelled and len(unlabelled) < len(places):
+    if 0 < unlabelled < len(targets):
         raise ToolError(
-            f"{len(unlabelled)} of {len(places)} samples have no class, the first {unlabelled[0]}; "
+            f"{unlabelled} of {len(targets)} samples have no class, the first {first_unlabelled}; "
             f"give each a {LABEL}, or none"
         )
-    return np.array(places, dtype=np.int64), np.array(targets, dtype=np.int64)
+    return np.array(places, dtype=np.int64).reshape(-1, 3), np.array(targets, dtype=np.int64)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, tuple[int, int], int | None]]:

@@ -237,20 +237,24 @@ def variant_of(config: TrainConfig, epoch: int) -> int:
 def epoch_batches(loop: Loop, epoch: int) -> Iterator[TrainBatch]:
     """Yield an epoch's batches, augmented and mixed, on the training device."""
     config, variant = loop.config, variant_of(loop.config, epoch)
-    drawn = draw(len(loop.split), config.seed, variant).to(loop.accelerator.device)
+    drawn = None
+    if changed(config, SAMPLE_AUGMENTATIONS):
+        drawn = draw(len(loop.split), config.seed, variant).to(loop.accelerator.device)
     for raw in raised(loop.batches, loop.split):
         samples, targets = raw.samples, raw.targets
         if loop.preprocessing.image_size is not None:
-            images = augment(
-                samples[0],
-                drawn[raw.positions],
-                resized_crop=config.resized_crop,
-                crop_padding=config.crop_padding,
-                flip=config.flip,
-                shear=config.shear,
-                zoom=config.zoom,
-                rand_augment_magnitude=config.rand_augment,
-            )
+            images = samples[0]
+            if drawn is not None:
+                images = augment(
+                    images,
+                    drawn[raw.positions],
+                    resized_crop=config.resized_crop,
+                    crop_padding=config.crop_padding,
+                    flip=config.flip,
+                    shear=config.shear,
+                    zoom=config.zoom,
+                    rand_augment_magnitude=config.rand_augment,
+                )
             if loop.mix is not None:
                 images, targets = loop.mix(images, targets)
             samples = (images,)
