@@ -42,6 +42,18 @@ class Parts(nn.Module):
         return torch.cat((made, self.convs[1](made + second), third), 1)
 
 
+class Reckons(Halves):
+    """Reckons the size of its parts from the whole that it holds (CSPNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = CHANNELS
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, read = x.split(self.channels // 2, dim=1)
+        return torch.cat((read + self.inner(read), kept), 1)
+
+
 class Uneven(nn.Module):
     """Splits into sizes that it holds (MixNet)."""
 
@@ -193,7 +205,7 @@ class Upsamples(nn.Module):
         return self.back(self.up(self.down(x)))
 
 
-ALL = (Halves, HoldsANumber, Parts, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies, Upsamples)
+ALL = (Halves, HoldsANumber, Parts, Reckons, Uneven, Shuffle, Selects, Uncalled, HoldsItsWidth, Multiplies, Upsamples)
 BLOCKS = {one.__name__: one for one in ALL}
 
 

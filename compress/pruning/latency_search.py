@@ -124,9 +124,9 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
     """Correct what is asked of the table by what was measured, until that is the target."""
     whole_ms = search.table.total_ms(search.groups, {}, ())
     low, high = 0.0, sum(max(option.saving_ms for option in unit) for unit in units)
-    all_ms = max(whole_ms, high)  # a layer narrowed on both sides is saved twice: savings may add up to more than all
     saving_ms = min(whole_ms * (1 - 1 / target.speedup), high)
     tried: list[_Attempt] = []
+    left = [(0.0, 1.0)]  # the table's saving, and the share of its time that the model then takes
     for _ in range(MOST_CHOICES):
         chosen = choose(units, saving_ms)
         if chosen is None or not whole_ms or len(tried) == ATTEMPTS or (tried and high - low < CLOSE * whole_ms):
@@ -140,8 +140,8 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
         if 1 <= reach <= 1 + TOLERANCE:
             break
         low, high = (max(low, saving_ms), high) if reach < 1 else (low, min(high, saving_ms))
-        # the time that is left, in the table's milliseconds, ought to fall or rise by the ratio that was missed
-        saving_ms = all_ms - (all_ms - chosen.saving_ms) * reach
+        left.append((chosen.saving_ms, 1 / (reach * target.speedup)))
+        saving_ms = _next_saving(left, 1 / target.speedup)
         if not low < saving_ms < high:
             saving_ms = (low + high) / 2
     best = _best(target, tried)
@@ -154,6 +154,25 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
     return Found(
         module=best.module, dropped=best.chosen.dropped, timed=best.timed, steps=tuple(one.step for one in tried)
     )
+
+
+def _next_saving(left: Sequence[tuple[float, float]], wanted: float) -> float:
+    """Return the saving that ought to leave a wanted share of the time, by the line through the nearest attempts.
+
+    A table's savings may add up to more than the whole time: a layer that is narrowed on both sides is saved twice.
+
+    Args:
+        left: (saving, share of the time that was left) of each attempt, and of none.
+        wanted: The share.
+    """
+    slower = sorted(one for one in left if one[1] > wanted)
+    faster = sorted(one for one in left if one[1] <= wanted)
+    (saving, share), (other, other_share) = slower[-1], (faster[0] if faster else slower[-2])
+    if share == other_share:
+        return (saving + other) / 2
+    found = saving + (share - wanted / (1 + TOLERANCE / 2)) * (other - saving) / (share - other_share)
+    margin = (other - saving) / 10 if faster else 0.0  # a line that bends would be followed in ever smaller steps
+    return min(max(found, saving + margin), other - margin) if faster else found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,8 @@ def parts_of(split: Node, width: int | None) -> list[Node]:
 def fit_splits(splits: Sequence[Split]) -> None:
     """Let modules that split what was narrowed know the new sizes: attributes that held the old ones, and told them.
 
-    An attribute that means something else and happens to be the number that was told cannot be told apart.
+    Where no attribute is the size that was told, it was reckoned from one that holds the whole. An attribute that means
+    something else and happens to be the number that was told cannot be told apart.
     """
     for split in splits:
         before, after = split.sizes, tuple(split.operation.split_sizes)
@@ -135,10 +136,16 @@ def fit_splits(splits: Sequence[Split]) -> None:
         now: dict[Any, Any] = {before: after, sum(before): sum(after)}
         if _alike(before):
             now[before[0]] = after[0]
-        for name, value in list(vars(split.owner).items()):
-            known = tuple(value) if isinstance(value, (list, tuple)) else value
-            if isinstance(known, (int, tuple)) and known in split.told and known in now:
-                setattr(split.owner, name, now[known])
+        held = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in vars(split.owner).items()
+            if isinstance(value, (int, tuple, list))
+        }
+        told = [name for name, value in held.items() if value in split.told and value in now]
+        if not told and before[0] in split.told:
+            told = [name for name, value in held.items() if value == sum(before)]
+        for name in told:
+            setattr(split.owner, name, now[held[name]])
 
 
 @contextmanager

@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 WORTH_A_TRIAL_SECONDS = 60.0  # a run shorter than this gains nothing by looking
 WORTH_COMPILING_SECONDS = 600.0  # compiling takes a minute, and its gain must pay that back
-LEAST_GAIN = 0.05  # share of a step's time by which a choice must beat the plain one
-TIMED_STEPS = 3
+LEAST_GAIN = 0.03  # share of a step's time by which a choice must beat the plain one
+TIMED_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class TimedExecution(BaseModel, frozen=True):
         precision: ``float32`` or ``bfloat16``.
         channels_last: Whether images lay in memory channels last.
         compile: Whether torch.compile ran it.
-        step_ms: Forward and backward of one batch, the best of three, in ms; None where it failed.
+        step_ms: Forward and backward of one batch, the best of five, in ms; None where it failed.
         reason: Why it failed.
     """
 

@@ -67,7 +67,8 @@ def test_layers_whose_rows_are_no_channels_are_silenced_along_their_channels(
 
 @pytest.mark.parametrize(
     "block",
-    ["Parts", "HoldsItsWidth"] + [pytest.param(one, marks=pytest.mark.slow) for one in ("Halves", "Uneven", "Shuffle")],
+    ["Parts", "Reckons", "HoldsItsWidth"]
+    + [pytest.param(one, marks=pytest.mark.slow) for one in ("Halves", "Uneven", "Shuffle")],
 )
 def test_what_splits_runs_exports_and_rebuilds_when_narrower(block: str, tmp_path: Path) -> None:
     model = load(f"model,block={block}")
