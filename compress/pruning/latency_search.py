@@ -131,18 +131,18 @@ def _attempts(search: _Search, target: SpeedTarget, units: Sequence[Unit], progr
         chosen = choose(units, saving_ms)
         if chosen is None or not whole_ms or len(tried) == ATTEMPTS or (tried and high - low < CLOSE * whole_ms):
             break
-        attempt = next((one for one in tried if one.chosen == chosen), None)
-        if attempt is None:
-            attempt = _attempt(search, chosen)
+        known = next((one for one in tried if one.chosen == chosen), None)
+        attempt = known or _attempt(search, chosen)
+        if known is None:
             tried.append(attempt)
             progress("search", len(tried), ATTEMPTS, "attempts")
         reach = target.reach(attempt.timed)
         if 1 <= reach <= 1 + TOLERANCE:
             break
-        low, high = (max(low, saving_ms), high) if reach < 1 else (low, min(high, saving_ms))
+        low, high = (max(low, saving_ms, chosen.saving_ms), high) if reach < 1 else (low, min(high, saving_ms))
         left.append((chosen.saving_ms, 1 / (reach * target.speedup)))
         saving_ms = _next_saving(left, 1 / target.speedup)
-        if not low < saving_ms < high:
+        if known or not low < saving_ms < high:
             saving_ms = (low + high) / 2
     best = _best(target, tried)
     if best is None:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 WORTH_A_TRIAL_SECONDS = 60.0  # a run shorter than this gains nothing by looking
 WORTH_COMPILING_SECONDS = 600.0  # compiling takes a minute, and its gain must pay that back
-LEAST_GAIN = 0.03  # share of a step's time by which a choice must beat the plain one
+LEAST_GAIN = 0.05  # share of a step's time by which a choice must beat the plain one
 TIMED_STEPS = 5
 
 
