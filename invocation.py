@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from core.errors import GateMissedError, ToolError
-from core.processes import is_main_process, num_processes
+from core.processes import is_main_process, leave_processes, num_processes
 from interruption import interruptions
 
 GOES_ON = "goes on where it stopped"
@@ -60,6 +60,7 @@ def session(given: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
     options = {name: value for name, value in given.items() if name not in ("as_json", "verbose", "quiet")}
     with progress_shown(quiet=quiet) as progress:
         yield options, progress
+    leave_processes()
 
 
 def render(report: Any, given: dict[str, Any]) -> None:

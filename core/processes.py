@@ -25,6 +25,16 @@ def is_main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def leave_processes() -> None:
+    """End the exchange with the other processes, whose threads may abort a process that exits with them."""
+    if num_processes() == 1:
+        return
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def first_on_this_machine() -> Iterator[None]:
     """Let one process of each machine go first, and its others after it: what it downloads, they find."""

@@ -97,6 +97,19 @@ def test_accelerate_launch_trains_as_torchrun_does(tiny: str, images: Path, tmp_
 
 
 @pytest.mark.slow
+def test_processes_that_are_done_leave_one_another(tiny: str, images: Path, tmp_path: Path) -> None:
+    """Or threads of the exchange end some of them by SIGABRT, now and then."""
+    script = tmp_path / "left.py"
+    script.write_text(
+        "import sys\nfrom torch import distributed\nfrom cli import main\n"
+        "main(sys.argv[1:], standalone_mode=False)\nassert not distributed.is_initialized()\n"
+    )
+    arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--epochs", "1", "--batch-size", "32", "-o", "out"]
+    done = launched([*TWO[: TWO.index("--no-python")], str(script), *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 def test_several_processes_go_on_as_one_that_was_never_stopped(tiny: str, images: Path, tmp_path: Path) -> None:
     arguments = ["finetune", f"{tiny}:cnn", "--data", str(images), "--epochs", "40", "--batch-size", "32", "--json"]
     whole = launched([*TWO, *arguments, "-o", "whole"], tmp_path)
