@@ -139,7 +139,8 @@ def fit_splits(splits: Sequence[Split]) -> None:
         held = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in vars(split.owner).items()
-            if isinstance(value, (int, tuple, list))
+            if isinstance(value, int)
+            or (isinstance(value, (list, tuple)) and all(isinstance(number, int) for number in value))
         }
         told = [name for name, value in held.items() if value in split.told and value in now]
         if not told and before[0] in split.told:
