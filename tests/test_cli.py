@@ -1,38 +1,23 @@
 """The command line: exit codes, help, JSON, and errors a person can act on."""
 
 import json
-import math
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import click
-import numpy as np
 import onnx
 import pytest
 from click.testing import Result
 from onnx import numpy_helper
 
-import stages
 from cli import main
-from compress.distillation.config import QAT_DEFAULTS
-from compress.pruning.prune import PruneConfig, prune
-from core.checkpoint import load_checkpoint, save_checkpoint
-from core.data import Data
-from core.errors import GateMissedError
-from core.external_data import data_file
-from core.layer_shape import LayerShape
-from core.measuring import Measuring, Timed
 from core.onnx_model import OnnxModel
-from core.torch_model import TorchModel, num_params
 from stage_kinds import STAGE_KINDS
-from stages import quantize_measured
 
 ROOT = Path(__file__).parent.parent
 Onnxpress = Callable[..., Result]
@@ -100,30 +85,6 @@ def test_a_shape_that_is_none_exits_2(onnxpress: Onnxpress) -> None:
     result = onnxpress("export", "timm:resnet18", "--input-shape", "3,x,8", "-o", "x.onnx")
     assert result.exit_code == 2
     assert "'3,x,8' is neither C,H,W, like 3,224,224, nor int64:SIZES" in result.stderr
-
-
-def test_a_cut_stays_though_it_cannot_be_timed(onnxpress: Onnxpress, tiny: str, tmp_path: Path) -> None:
-    result = onnxpress(
-        "prune", f"{tiny}:untraceable", "--macs-ratio", "1.5", "--data", "digits", "-o", str(tmp_path / "cut"), "--json"
-    )
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["measured_speedup"] is None
-    assert "how fast the pruned model is cannot be measured: torch.export cannot trace" in result.stderr
-    assert "def forward" not in result.stderr
-    assert load_checkpoint(tmp_path / "cut").plan
-
-
-@pytest.mark.parametrize("options", [[], ["--pruning-ratio", "0.5", "--speedup", "2"]], ids=["none", "both"])
-def test_prune_wants_one_target(onnxpress: Onnxpress, options: list[str]) -> None:
-    result = onnxpress("prune", "timm:resnet18", "-o", "out", *options)
-    assert result.exit_code == 2
-    assert "give one of --speedup, --latency-ms, --macs-ratio, --params-ratio and --pruning-ratio" in result.stderr
-
-
-def test_what_training_for_int8_takes_unless_told_is_said(onnxpress: Onnxpress) -> None:
-    said = onnxpress("quantize", "--help").output
-    assert f"Of --qat; {QAT_DEFAULTS['epochs']} unless given." in said
-    assert f"{QAT_DEFAULTS['lr']} unless given." in " ".join(said.split())
 
 
 def test_no_arguments_show_the_commands(onnxpress: Onnxpress) -> None:
@@ -196,8 +157,6 @@ def test_json_puts_only_the_report_on_stdout(onnxpress: Onnxpress, exported: Onn
 
 
 def test_verify_exits_3_on_a_corrupted_initializer(onnxpress: Onnxpress, exported: OnnxModel, tmp_path: Path) -> None:
-    import onnx
-    from onnx import numpy_helper
 
     proto = onnx.load(exported.path)
     weight = next(one for one in proto.graph.initializer if len(one.dims) == 4)
@@ -269,154 +228,3 @@ def test_a_bug_keeps_its_traceback(onnxpress: Onnxpress, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(core.describe, "describe", broken)
     assert isinstance(onnxpress("inspect", exported.path).exception, ZeroDivisionError)
-
-
-def test_a_target_out_of_reach_exits_3_with_what_was_tried(onnxpress: Onnxpress, tiny: str) -> None:
-    result = onnxpress("prune", f"{tiny}:cnn", "--macs-ratio", "1000", "--input-shape", "1,8,8", "-o", "out")
-    assert result.exit_code == 3
-    lines = result.stderr.strip().splitlines()
-    start = next(index for index, line in enumerate(lines) if "1000x fewer MACs is out of reach" in line)
-    assert lines[start + 2].split() == ["pruning", "ratio", "reached", "params"]
-    assert len(lines) > start + 6
-    assert not Path("out").exists()
-
-
-def test_a_speed_out_of_reach_exits_3_with_the_closest_and_what_was_tried(
-    onnxpress: Onnxpress, tiny: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock that goes by parameters."""
-
-    def models(first: TorchModel, second: TorchModel) -> Timed:
-        before, after = (num_params(model.module) / 1000 for model in (first, second))
-        return Timed(before, after, before / after)
-
-    def layers(shapes: Sequence[LayerShape]) -> list[float]:
-        return [math.prod((shape.in_channels, shape.out_channels, *shape.kernel)) / 1000 for shape in shapes]
-
-    monkeypatch.setattr(stages, "measuring", lambda *_: nullcontext(Measuring(models, layers)))
-    result = onnxpress("prune", f"{tiny}:cnn", "--speedup", "1000", "--data", "digits", "-o", "out", "--quiet")
-    assert (result.exit_code, result.stdout) == (3, "")
-    error, _, header, _, *rows = result.stderr.strip().splitlines()
-    said = re.fullmatch(
-        r"Error: 1000x the speed is out of reach: ([\d.]+)x is the closest, with (\d+) parameters, \d+ blocks left "
-        r"out and \d+ groups narrowed; raise max_pruning_ratio 0\.9, ignore fewer modules, or distil a smaller student",
-        error,
-    )
-    assert said, error
-    columns = re.split(r" {2,}", header.strip())
-    assert columns == ["predicted speedup", "measured speedup", "latency ms", "params", "damage"]
-    tried = [dict(zip(columns, map(float, row.split()), strict=True)) for row in rows]
-    closest = max(tried, key=lambda one: one["measured speedup"])
-    assert (f"{closest['measured speedup']:.2f}", f"{closest['params']:.0f}") == said.groups()
-    assert len(tried) > 1
-    assert not Path("out").exists()
-
-
-def test_what_pruning_costs_is_plotted(onnxpress: Onnxpress, trained: TorchModel) -> None:
-    save_checkpoint(trained, Path("trained"))
-    result = onnxpress("prune", "trained", "--sensitivity", "--data", "digits", "-o", "plot.html", "--json")
-    assert result.exit_code == 0, result.stderr
-    assert "3.conv1" in result.stdout
-    assert "3.conv1" in Path("plot.html").read_text()
-
-
-def test_pruning_in_steps_counts_from_the_baseline(onnxpress: Onnxpress, trained: TorchModel) -> None:
-    save_checkpoint(trained, Path("trained"))
-    first = prune(trained, PruneConfig(macs_ratio=1.3))
-    save_checkpoint(first.model, Path("first"))
-    np.savez("unlabelled.npz", x_train=np.zeros((64, 8, 8), np.uint8))
-    arguments = ["--macs-ratio", 2, "--baseline", "trained", "--data", "unlabelled.npz", "--threads", 1, "--json"]
-    result = onnxpress("prune", "first", *arguments, "-o", "second")
-    assert result.exit_code == 0, result.stderr
-    second = json.loads(result.stdout)
-    assert first.report.macs[0] / second["macs"][1] >= 2 > second["macs_ratio"]
-    assert second["accuracy"] is None  # it has no labels
-
-
-def test_what_each_layer_loses_in_int8_is_plotted(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    arguments = ["quantize", exported.path, "--sensitivity", "--calibration-samples", 64, "--data", "digits"]
-    result = onnxpress(*arguments, "-o", "int8.html", "--json")
-    assert result.exit_code == 0
-    layers = json.loads(result.stdout)["layers"]
-    assert {"node", "operator", "weights", "activations"} == set(layers[0])
-    assert layers[0]["node"] in Path("int8.html").read_text()
-    original = Path("original.onnx")
-    shutil.copyfile(exported.path, original)
-    result = onnxpress("quantize", original, *arguments[2:], "-o", original, "--force")
-    assert (result.exit_code, "is the file to look at, which stays" in result.stderr) == (1, True)
-    assert original.read_bytes() == exported.path.read_bytes()
-
-
-@pytest.mark.parametrize("options", [[], ["--sensitivity"]])
-def test_quantizing_never_deletes_the_weights_it_reads(
-    onnxpress: Onnxpress, exported: OnnxModel, options: list[str]
-) -> None:
-    """They lie where the output, or the output's weights, would: as other tools name them."""
-    output = Path("weights.bin" if options else "other.onnx")
-    weights = output if options else data_file(output)
-    onnx.save(onnx.load(exported.path), "whole.onnx", save_as_external_data=True, location=str(weights))
-    before = weights.read_bytes()
-    arguments = ["quantize", "whole.onnx", "--data", "digits", *options, "-o", output, "--force"]
-    result = onnxpress(*arguments)
-    assert (result.exit_code, "which stays; choose another --output" in result.stderr) == (1, True)
-    assert weights.read_bytes() == before
-
-
-def test_quantization_aware_training_takes_a_torch_model(
-    onnxpress: Onnxpress, trained: TorchModel, exported: OnnxModel
-) -> None:
-    save_checkpoint(trained, Path("trained"))
-    training = ["--qat", "--epochs", 1, "--form", "qdq", "--max-drop", 5, "--threads", 1, "--data", "digits", "--json"]
-    result = onnxpress("quantize", "trained", *training, "-o", "int8.onnx")
-    assert result.exit_code == 0
-    assert json.loads(result.stdout)["trained_epochs"] == 0
-    refused = onnxpress("quantize", exported.path, *training, "-o", "other.onnx")
-    assert "is an ONNX file, whose weights cannot be trained" in refused.stderr
-    both = onnxpress("quantize", "trained", "--qat", "--sensitivity", "--data", "digits", "-o", "plot.html")
-    assert (both.exit_code, "--sensitivity quantizes nothing" in both.stderr) == (2, True)
-    other = onnxpress("quantize", "trained", "--qat", "--precision", "float16", "--data", "digits", "-o", "x.onnx")
-    assert (other.exit_code, "--qat trains a model to bear int8, not float16" in other.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--epochs", 3, "--seed", 1], "--epochs, --seed: of --qat, which trains; add that, or drop it"),
-        (["--sensitivity", "--precision", "int4"], "--sensitivity looks at int8, not int4; drop one of them"),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(
-    onnxpress: Onnxpress, exported: OnnxModel, options: list[object], said: str
-) -> None:
-    result = onnxpress("quantize", exported.path, *options, "--data", "digits", "-o", "int8.onnx")
-    assert (result.exit_code, said in result.stderr) == (2, True)
-
-
-def test_a_portable_file_has_weights_of_seven_bits(onnxpress: Onnxpress, exported: OnnxModel) -> None:
-    asked = ["--portable", "--form", "qdq", "--max-drop", 5, "--threads", 1, "--data", "digits", "--json"]
-    result = onnxpress("quantize", exported.path, *asked, "-o", "int8.onnx")
-    report = json.loads(result.stdout)
-    assert report["layout"]["reduce_range"]
-    assert report["drop_without_vnni"] == report["drop"]
-    weights = [numpy_helper.to_array(one) for one in onnx.load("int8.onnx").graph.initializer]
-    assert max(np.abs(one.astype(int)).max() for one in weights if one.dtype == np.int8 and one.ndim > 1) == 64
-
-
-def test_quantization_aware_training_needs_no_labels(
-    onnxpress: Onnxpress, trained: TorchModel, digits: Data, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    attempts: list[str] = []
-
-    def at_first_too_bad(*given: Any, **settings: Any) -> Any:
-        attempts.append("one")
-        if len(attempts) == 1:
-            raise GateMissedError("it loses too much")
-        return quantize_measured(*given, **settings)
-
-    monkeypatch.setattr(stages, "quantize_measured", at_first_too_bad)
-    save_checkpoint(trained, Path("trained"))
-    np.savez("unlabelled.npz", x_train=digits.train.samples.array[:, 0].numpy())
-    arguments = ["--form", "qdq", "--max-drop", 20, "--epochs", 2, "--lr", 0.002, "--data", "unlabelled.npz", "--json"]
-    result = onnxpress("quantize", "trained", "--qat", *arguments, "-o", "x.onnx")
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["trained_epochs"] == 2

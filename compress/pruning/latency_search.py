@@ -171,8 +171,10 @@ def _next_saving(left: Sequence[tuple[float, float]], wanted: float) -> float:
     if share == other_share:
         return (saving + other) / 2
     found = saving + (share - wanted / (1 + TOLERANCE / 2)) * (other - saving) / (share - other_share)
-    margin = (other - saving) / 10 if faster else 0.0  # a line that bends would be followed in ever smaller steps
-    return min(max(found, saving + margin), other - margin) if faster else found
+    if not faster:
+        return found
+    margin = (other - saving) / 10  # a line that bends would be followed in ever smaller steps
+    return min(max(found, saving + margin), other - margin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
